@@ -1,0 +1,189 @@
+package dnsfake
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/miekg/dns"
+)
+
+// forward answers with what the resolver says.
+func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
+	select {
+	case s.waiting <- struct{}{}:
+		defer func() { <-s.waiting }()
+	default:
+		return s.fail(q, "too many questions at the resolver")
+	}
+	if q.mode == LocalThenRemote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA) {
+		return s.localThenRemote(ctx, q, network)
+	}
+	r, err := s.ask(ctx, q, q.qtype, network)
+	if err != nil {
+		return s.fail(q, err.Error())
+	}
+	return s.passOn(q, r, network)
+}
+
+// localThenRemote answers with the resolver's addresses, or with a lease if it
+// has none of either family. A name that has one family only is not leased for
+// the other: half of its flows would go another way.
+func (s *Server) localThenRemote(ctx context.Context, q *query, network string) []byte {
+	r, err := s.ask(ctx, q, q.qtype, network)
+	if err != nil || r.rcode != dns.RcodeSuccess {
+		return s.lease(q)
+	}
+	if r.usable() {
+		return s.passOn(q, r, network)
+	}
+	other, err := s.ask(ctx, q, dns.TypeA+dns.TypeAAAA-q.qtype, network)
+	if err != nil || other.rcode != dns.RcodeSuccess || !other.usable() {
+		return s.lease(q)
+	}
+	return s.passOn(q, r, network)
+}
+
+// Reasons for which an answer is not passed on.
+var (
+	errNotAnswer = errors.New("the resolver's message is malformed or answers another question")
+	errFakeAddr  = errors.New("the resolver's answer has an address of our own fake range")
+)
+
+// ask asks the resolver for the name of q and a type.
+func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string) (reply, error) {
+	question := slices.Clone(q.question)
+	binary.BigEndian.PutUint16(question[len(question)-4:], qtype)
+
+	// A new message, not the client's: its EDNS options are between it and
+	// us (RFC 6891 §6.1.1), a cookie for one (RFC 7873).
+	msg := make([]byte, headerSize, headerSize+len(question)+16)
+	binary.BigEndian.PutUint16(msg, q.id)
+	binary.BigEndian.PutUint16(msg[2:], q.flags&(flagRD|flagAD|flagCD))
+	msg[5] = 1
+	msg = append(msg, question...)
+	if q.edns {
+		msg = appendOPT(msg, 0, q.do)
+	}
+	answer, err := s.resolver.Exchange(ctx, msg, network)
+	if err != nil {
+		return reply{}, fmt.Errorf("ask the resolver: %w", err)
+	}
+	return s.readReply(answer, question)
+}
+
+// reply is an answer of the resolver as read.
+type reply struct {
+	msg       []byte
+	rcode     int  // without the upper bits that OPT may hold
+	bare      bool // no question: a refusal of a server that read no further
+	truncated bool
+	addrs     int // addresses of the type asked for
+	opt       int // where OPT is, after its name; 0 where there is none
+}
+
+// usable reports whether there is an address, or would be by TCP.
+func (r *reply) usable() bool { return r.addrs > 0 || r.truncated }
+
+// readReply reads what claims to be the answer to question.
+func (s *Server) readReply(msg, question []byte) (reply, error) {
+	if len(msg) < headerSize {
+		return reply{}, errNotAnswer
+	}
+	flags := binary.BigEndian.Uint16(msg[2:])
+	r := reply{rcode: int(flags & rcodeBits), truncated: flags&flagTC != 0}
+	var counts [4]int
+	for i := range counts {
+		counts[i] = int(binary.BigEndian.Uint16(msg[4+2*i:]))
+	}
+	switch {
+	case flags&flagQR == 0 || flags&opcodeBits != 0:
+		return reply{}, errNotAnswer
+	case counts[0] == 0 && r.rcode != dns.RcodeSuccess:
+		r.bare = true
+		return r, nil
+	case counts[0] != 1 || !sameQuestion(msg, question):
+		return reply{}, errNotAnswer
+	}
+	qtype := binary.BigEndian.Uint16(question[len(question)-4:])
+	off := headerSize + len(question)
+	for i := range counts[1] + counts[2] + counts[3] {
+		rec, next, ok := readRecord(msg, off)
+		if !ok {
+			return reply{}, errNotAnswer
+		}
+		off = next
+		switch rec.rtype {
+		case dns.TypeA, dns.TypeAAAA:
+			addr, ok := netip.AddrFromSlice(rec.data)
+			if !ok || addr.Is4() != (rec.rtype == dns.TypeA) {
+				return reply{}, errNotAnswer
+			}
+			if s.pool.Owns(addr) {
+				return reply{}, errFakeAddr // as from a tunroute around this one
+			}
+			if i < counts[1] && rec.rtype == qtype {
+				r.addrs++
+			}
+		case dns.TypeOPT:
+			if i < counts[1]+counts[2] || !rec.root || r.opt != 0 {
+				return reply{}, errNotAnswer
+			}
+			r.opt = rec.off
+		}
+	}
+	r.msg = msg[:off]
+	return r, nil
+}
+
+// passOn makes of the resolver's answer the one for the client.
+func (s *Server) passOn(q *query, r reply, network string) []byte {
+	s.forwarded.Add(1)
+	s.debug(q, "forwarded")
+	if r.bare {
+		return q.refuse(r.rcode)
+	}
+	limit := maxMessage
+	if network != "tcp" {
+		limit = q.size
+	}
+	msg := r.msg
+	binary.BigEndian.PutUint16(msg, q.id)
+	copy(msg[headerSize:], q.question)
+	switch {
+	case !q.edns && r.opt != 0:
+		return rewrite(q, msg, limit) // without it
+	case q.edns && r.opt != 0:
+		binary.BigEndian.PutUint16(msg[r.opt+2:], maxUDP)
+	case q.edns:
+		msg = appendOPT(msg, 0, q.do)
+	}
+	if len(msg) > limit {
+		return rewrite(q, msg, limit)
+	}
+	return msg
+}
+
+// rewrite packs an answer anew, with as many of its records as fit and TC where
+// some do not.
+func rewrite(q *query, msg []byte, limit int) []byte {
+	var m dns.Msg
+	if m.Unpack(msg) == nil {
+		// A TSIG does not outlive the change, and Truncate cuts no message
+		// that has one.
+		m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool {
+			t := rr.Header().Rrtype
+			return t == dns.TypeTSIG || t == dns.TypeOPT && !q.edns
+		})
+		m.Truncate(limit)
+		if b, err := m.Pack(); err == nil && len(b) <= limit {
+			return b
+		}
+	}
+	b := q.refuse(dns.RcodeSuccess)
+	binary.BigEndian.PutUint16(b[2:], binary.BigEndian.Uint16(b[2:])|flagTC)
+	return b
+}
