@@ -1,0 +1,45 @@
+// Package stack turns packets into flows: it runs gVisor's netstack on a packet
+// device and hands each connection attempt, datagram and echo request to a
+// [Handler].
+//
+// Start at [New] and [Handler]. It is the only package that imports gVisor, and
+// gVisor's types do not leave it: errors are errnos, addresses are
+// [net/netip]'s.
+//
+// It does not decide, dial or resolve anything, and it keeps no state of a UDP
+// conversation.
+//
+// # Theory of operation
+//
+// One goroutine reads the device in batches and delivers each packet to
+// netstack (link.go). Addresses are not configured anywhere: the interface is
+// promiscuous (every destination is ours) and spoofing (every source may be
+// ours).
+//
+// TCP (tcp.go). A SYN that no endpoint claims becomes a [TCPRequest] in a
+// goroutine of its own. Nothing is answered until the handler calls Accept,
+// which does the handshake, or Refuse, which sends the RST or the ICMP error
+// that makes the client's connect(2) return the errno asked for. Retransmitted
+// SYNs meanwhile are absorbed. Attempts that wait are limited, in all and per
+// source; beyond the limit the SYN is dropped and the client's retransmission
+// tries again.
+//
+// A SYN for the four-tuple of a connection in TIME-WAIT ends the old connection
+// and starts a new one (RFC 6191 §2, RFC 1122 §4.2.2.13). netstack alone would
+// look for a listening socket, find none and drop it; clients that reuse their
+// ports would hang.
+//
+// UDP (udp.go). Datagrams, reassembled, go to the handler without an endpoint;
+// [Stack.WriteUDP] sends from any address to any address. A datagram that the
+// handler does not take is answered by ICMP port unreachable.
+//
+// ICMP (icmp.go). Echo requests go to the handler; all other ICMP is netstack's.
+//
+// # Limits and timeouts
+//
+//   - half-open attempts: [Options.HalfOpen], [Options.HalfOpenPerSource]
+//   - keepalive: a peer that is gone is noticed after 60 s + 8 × 15 s
+//   - TIME-WAIT: 2 s (timeWait)
+//   - buffers: up to 8 MiB received and 6 MiB to be sent per connection, grown
+//     on demand
+package stack

@@ -1,0 +1,127 @@
+package stack
+
+import (
+	"net/netip"
+	"syscall"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// MaxDatagram is the largest UDP payload over IPv4, in bytes (65,535 less the
+// headers). Over IPv6 it is 20 bytes more; nobody sends those.
+const MaxDatagram = 65507
+
+// handleUDP takes every datagram. Packet tempo.
+func (s *Stack) handleUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
+	h := header.UDP(pkt.TransportHeader().Slice())
+	data := pkt.Data()
+	okLength, okSum := header.UDPValid(h, data.Checksum, uint16(data.Size()), pkt.NetworkProtocolNumber, id.RemoteAddress, id.LocalAddress, false)
+	if !okLength || !okSum {
+		s.badDatagrams.Add(1)
+		return true
+	}
+	src, dst := clientAddrs(id)
+	if src.Port() == 0 || dst.Port() == 0 || !servable(src.Addr(), dst.Addr()) {
+		return true
+	}
+	payload, ok := data.PullUp(int(h.Length()) - header.UDPMinimumSize)
+	if !ok {
+		s.badDatagrams.Add(1)
+		return true
+	}
+	s.datagrams.Add(1)
+	return s.opts.Handler.ServeUDP(src, dst, payload)
+}
+
+// WriteUDP sends payload to the client at to, as if from had sent it. It copies
+// payload before it returns, blocks while the device is full, and fragments what
+// is longer than the MTU. The addresses must be of one family, else it returns
+// EAFNOSUPPORT; a payload over [MaxDatagram] is EMSGSIZE; after Run it returns
+// an error that Is net.ErrClosed.
+func (s *Stack) WriteUDP(payload []byte, from, to netip.AddrPort) error {
+	n := s.net.Load()
+	if n == nil {
+		return errNotRunning
+	}
+	src, dst := from.Addr().Unmap(), to.Addr().Unmap()
+	if src.BitLen() != dst.BitLen() || src.BitLen() == 0 {
+		return syscall.EAFNOSUPPORT
+	}
+	if len(payload) > MaxDatagram {
+		return syscall.EMSGSIZE
+	}
+	length := header.UDPMinimumSize + len(payload)
+	var udp [header.UDPMinimumSize]byte
+	h := header.UDP(udp[:])
+	h.Encode(&header.UDPFields{SrcPort: from.Port(), DstPort: to.Port(), Length: uint16(length)})
+	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, toAddr(src), toAddr(dst), uint16(length))
+	sum = checksum.Checksum(payload, sum)
+	if sum = ^h.CalculateChecksum(sum); sum == 0 {
+		sum = 0xffff // 0 says "no checksum" (RFC 768)
+	}
+	h.SetChecksum(sum)
+
+	ip := header.IPv4MinimumSize
+	if src.Is6() {
+		ip = header.IPv6MinimumSize
+	}
+	if ip+length > int(s.link.mtu) {
+		proto := tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber)
+		if src.Is6() {
+			proto = header.IPv6ProtocolNumber
+		}
+		return writeFragmented(n, proto, header.UDPProtocolNumber, src, dst, udp[:], payload)
+	}
+	f := s.link.frame()
+	if src.Is4() {
+		f.buf = appendIPv4(f.buf, src, dst, header.UDPProtocolNumber, length)
+	} else {
+		f.buf = appendIPv6(f.buf, src, dst, header.UDPProtocolNumber, length)
+	}
+	f.buf = append(append(f.buf, udp[:]...), payload...)
+	return s.link.send(f)
+}
+
+// RefuseUDP tells the client at src that its datagram to dst, which ServeUDP had
+// taken, went nowhere: EACCES as prohibited, all else as ICMP port unreachable,
+// the only other error that a connected UDP socket sees. length is that of the
+// datagram's payload.
+func (s *Stack) RefuseUDP(src, dst netip.AddrPort, length int, e syscall.Errno) {
+	src, dst = netip.AddrPortFrom(src.Addr().Unmap(), src.Port()), netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	if e == 0 || s.net.Load() == nil || src.Addr().BitLen() != dst.Addr().BitLen() || src.Addr().BitLen() == 0 {
+		return
+	}
+	udp := make(header.UDP, header.UDPMinimumSize)
+	udp.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(header.UDPMinimumSize + length)})
+	var ip []byte
+	if src.Addr().Is4() {
+		ip = appendIPv4(nil, src.Addr(), dst.Addr(), header.UDPProtocolNumber, header.UDPMinimumSize+length)
+	} else {
+		ip = appendIPv6(nil, src.Addr(), dst.Addr(), header.UDPProtocolNumber, header.UDPMinimumSize+length)
+	}
+	s.writeUnreachable(dst.Addr(), src.Addr(), unreachableCode(e, src.Addr().Is4(), true), append(ip, udp...))
+}
+
+// writeFragmented sends head and body as one IP packet or as its fragments.
+func writeFragmented(n *gstack.Stack, proto tcpip.NetworkProtocolNumber, transport tcpip.TransportProtocolNumber, from, to netip.Addr, head, body []byte) error {
+	route, err := n.FindRoute(nicID, toAddr(from), toAddr(to), proto, false)
+	if err != nil {
+		return toError(err)
+	}
+	defer route.Release()
+	b := buffer.MakeWithData(body)
+	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{
+		ReserveHeaderBytes: int(route.MaxHeaderLength()) + len(head),
+		Payload:            b,
+	})
+	defer pkt.DecRef()
+	pkt.TransportProtocolNumber = transport
+	if len(head) > 0 {
+		copy(pkt.TransportHeader().Push(len(head)), head)
+	}
+	return toError(route.WritePacket(gstack.NetworkHeaderParams{Protocol: transport, TTL: ttl}, pkt))
+}
