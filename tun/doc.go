@@ -1,0 +1,17 @@
+// Package tun moves IP packets in and out of the kernel.
+//
+// Start at [Device], at [Open], which makes a TUN interface, and at [FromFD],
+// which takes one that somebody else has made. [Pipe] is a pair of devices in
+// memory, for tests and benchmarks. What stands in the way on a machine is
+// reported as an [*Obstacle] with its remedy.
+//
+// The rooms behind: package route sends the traffic of a host into a device,
+// package netns makes a namespace that has nothing else.
+//
+// The package opens and names a device and moves packets; it does not give it
+// addresses, set it up or look into packets. A [Device] hands out packets of at
+// most the MTU. On Linux the kernel has larger ones (super-segments, with a
+// virtio-net header); they are split on reading and joined on writing here. A
+// device that passes them on whole would say so by a second, optional
+// interface, and Device stays as it is.
+package tun
