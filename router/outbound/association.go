@@ -1,0 +1,274 @@
+package outbound
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+
+	"tunroute/router/flow"
+	"tunroute/router/socks"
+)
+
+// maxDatagram is the longest UDP payload that IPv6 has without jumbograms,
+// 65535 less a UDP header; IPv4 has 20 less.
+const maxDatagram = 65535 - 8
+
+// OpenUDP opens a SOCKS5 association (RFC 1928 §7): a connection to the server,
+// which lives as long as the association, and a UDP conversation through Via
+// with the relay that the server names. Through a chain the datagrams carry one
+// header for each hop.
+//
+// It is an [ErrNoUDP] if the server is a SOCKS4 one, if it answers "command not
+// supported" or hangs up, and if a hop before it does.
+func (s *Socks) OpenUDP(ctx context.Context) (PacketConn, error) {
+	if s.opts.Version != socks.Version5 {
+		return nil, s.hopError(opRequest, fmt.Errorf("SOCKS4: %w", ErrNoUDP))
+	}
+	via, ok := s.opts.Via.(PacketDialer)
+	if !ok {
+		return nil, s.hopError(opConnect, ErrNoUDP)
+	}
+	// The nearest hop is asked first: if it carries no UDP, the others are
+	// spared the connection.
+	relay, err := via.OpenUDP(ctx)
+	if err != nil {
+		return nil, s.viaError(err)
+	}
+	a, err := s.associate(ctx, relay)
+	if err != nil {
+		relay.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// associate asks the server for a relay, which we reach through relay.
+func (s *Socks) associate(ctx context.Context, relay PacketConn) (*association, error) {
+	control, err := s.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	server := s.serverSeen(control)
+	// We do not know the address that the server will see our datagrams come
+	// from: RFC 1928 §7 wants zeros then, and the target has no business
+	// here. danted takes their family for that of the relay, and refuses
+	// (reply 8) one that it does not listen at.
+	zeros := netip.IPv4Unspecified()
+	if server.Addr.Is6() {
+		zeros = netip.IPv6Unspecified()
+	}
+	request, err := socks.AppendRequest(nil, socks.UDPAssociate, socks.Addr{IP: zeros})
+	if err != nil {
+		control.Close()
+		return nil, s.hopError(opRequest, err)
+	}
+	bound, err := s.exchange(ctx, control, request)
+	if err != nil {
+		var hop *HopError
+		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || isEOF(err)) {
+			hop.Err = fmt.Errorf("%w: %w", ErrNoUDP, hop.Err)
+		}
+		return nil, err
+	}
+	to, err := relayTarget(bound, server)
+	if err == nil {
+		to, err = relay.Prepare(ctx, to)
+	}
+	if err != nil {
+		control.Close()
+		return nil, s.hopError(opRequest, fmt.Errorf("relay %s: %w", bound, err))
+	}
+	a := &association{s: s, control: control, relay: relay, to: to, done: make(chan struct{})}
+	if to.Addr.IsValid() {
+		a.from = to.AddrPort()
+	}
+	go a.watch()
+	return a, nil
+}
+
+// serverSeen returns the server as a connection to it found it. In a chain the
+// connection's own address is that of the first hop.
+func (s *Socks) serverSeen(conn Conn) flow.Target {
+	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok && len(s.hops) == 1 {
+		return flow.AddrTarget(tcp.AddrPort())
+	}
+	return s.opts.Server
+}
+
+// relayTarget returns where a server takes our datagrams that says bound. An
+// unspecified address means "here, where you talk to me": it is what most servers
+// send that did not bind their relay to an address.
+func relayTarget(bound socks.Addr, server flow.Target) (flow.Target, error) {
+	switch {
+	case bound.Port == 0:
+		return flow.Target{}, fmt.Errorf("%w: port 0", socks.ErrProtocol)
+	case bound.Name != "":
+		return flow.NewTarget(bound.Name, bound.Port)
+	case bound.IP.IsValid() && !bound.IP.IsUnspecified():
+		return flow.Target{Addr: bound.IP, Port: bound.Port}, nil
+	}
+	server.Port = bound.Port
+	return server, nil
+}
+
+// association is an open SOCKS5 UDP association.
+type association struct {
+	s       *Socks
+	control Conn
+	relay   PacketConn
+	to      flow.Target    // where the server takes datagrams
+	from    netip.AddrPort // where they come from; the reader's, which learns it if to is a name
+
+	closed, lost atomic.Bool   // by us, by the server
+	done         chan struct{} // closed when watch has returned
+}
+
+// watch ends the association when its control connection ends (RFC 1928 §7).
+func (a *association) watch() {
+	defer close(a.done)
+	b := make([]byte, 64) // nothing is due here; what comes is ignored
+	for {
+		if _, err := a.control.Read(b); err != nil {
+			break
+		}
+	}
+	a.lost.Store(true)
+	a.control.Close()
+	a.relay.Close()
+}
+
+// Close ends both the control connection and the datagrams. It waits until
+// nothing is left of the association.
+func (a *association) Close() error {
+	a.closed.Store(true)
+	a.control.Close()
+	a.relay.Close()
+	<-a.done
+	return nil
+}
+
+// ended says why reading or writing failed.
+func (a *association) ended(err error) error {
+	switch {
+	case a.closed.Load():
+		return net.ErrClosed
+	case a.lost.Load():
+		return fmt.Errorf("%s: the server ended the UDP association", a.s.opts.Name)
+	}
+	return err
+}
+
+// Prepare leaves a name to the server if it takes names. Of several addresses
+// that are found here it takes an IPv4 one if there is one: more servers have
+// IPv4 than IPv6, and a datagram that a server cannot send is lost in silence.
+func (a *association) Prepare(ctx context.Context, t flow.Target) (flow.Target, error) {
+	addrs, err := a.s.addresses(ctx, t)
+	if err != nil {
+		return flow.Target{}, err
+	}
+	t = unname(t)
+	if addrs[0].Name != "" {
+		return t, nil
+	}
+	t.Addr = addrs[0].IP
+	for _, addr := range addrs {
+		if addr.IP.Is4() {
+			t.Addr = addr.IP
+			break
+		}
+	}
+	return t, nil
+}
+
+// WriteTo runs at packet tempo. A payload that does not fit into a datagram with
+// the header before it is an EMSGSIZE.
+func (a *association) WriteTo(payload []byte, t flow.Target) error {
+	addr := socks.Addr{IP: t.Addr, Port: t.Port}
+	switch {
+	case a.s.opts.RemoteNames && t.Name != "":
+		addr.Name = t.Name
+	case !t.Addr.IsValid():
+		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
+	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr):
+		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+	}
+	buf := a.s.buffers.Get().(*[]byte)
+	defer a.s.buffers.Put(buf)
+	b, err := socks.AppendUDPHeader((*buf)[:0], addr)
+	if err != nil {
+		return err
+	}
+	if len(b)+len(payload) > maxDatagram {
+		return syscall.EMSGSIZE
+	}
+	if err := a.relay.WriteTo(append(b, payload...), a.to); err != nil {
+		return a.ended(err)
+	}
+	return nil
+}
+
+// ReadFrom runs at packet tempo. It reads straight into b if that holds any
+// datagram with its header, so that a conversation which waits owns no buffer.
+func (a *association) ReadFrom(b []byte) (int, netip.AddrPort, error) {
+	buf := b
+	if len(b) < maxDatagram {
+		p := a.s.buffers.Get().(*[]byte)
+		defer a.s.buffers.Put(p)
+		buf = *p
+	}
+	for {
+		n, from, err := a.relay.ReadFrom(buf)
+		if err != nil {
+			return 0, netip.AddrPort{}, a.ended(err)
+		}
+		if !a.isRelay(from) {
+			a.s.stats.strangers.Add(1)
+			continue
+		}
+		h, payload, err := socks.ParseUDP(buf[:n])
+		switch {
+		case err != nil:
+			a.s.stats.malformed.Add(1)
+		case h.Frag != 0: // RFC 1928 §7: without reassembly it must be dropped
+			a.s.stats.fragments.Add(1)
+		default:
+			return copy(b, payload), sender(h), nil
+		}
+	}
+}
+
+// isRelay says whether a datagram comes from the server's relay. If we know the
+// relay by name only, because a hop resolves it, it is who speaks first from
+// its port.
+func (a *association) isRelay(from netip.AddrPort) bool {
+	if !a.from.IsValid() && from.Port() == a.to.Port {
+		a.from = from
+	}
+	return from == a.from
+}
+
+// sender is who a datagram comes from as the server says it. A server that gives
+// the name back that it was asked for says the port and no address.
+func sender(h socks.UDPHeader) netip.AddrPort {
+	if h.Name == nil {
+		return h.Addr
+	}
+	ip := netip.IPv4Unspecified()
+	if looksLikeAddress(h.Name) {
+		if a, err := netip.ParseAddr(string(h.Name)); err == nil {
+			ip = a.Unmap()
+		}
+	}
+	return netip.AddrPortFrom(ip, h.Addr.Port())
+}
+
+// looksLikeAddress spares names the error that parsing them would allocate: an
+// IPv4 address ends in a digit and an IPv6 address has a colon.
+func looksLikeAddress(name []byte) bool {
+	return len(name) > 0 && '0' <= name[len(name)-1] && name[len(name)-1] <= '9' || bytes.IndexByte(name, ':') >= 0
+}

@@ -1,0 +1,117 @@
+package outbound_test
+
+import (
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/outbound/outboundtest"
+	"tunroute/router/socks"
+)
+
+// newDirect returns a Direct that resolves names by r.
+func newDirect(t testing.TB, r outbound.Resolver) *outbound.Direct {
+	t.Helper()
+	d, err := outbound.NewDirect(outbound.DirectOptions{Resolver: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func newSocks(t testing.TB, o outbound.SocksOptions) *outbound.Socks {
+	t.Helper()
+	s, err := outbound.NewSocks(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestDirect(t *testing.T) {
+	outboundtest.Run(t, outboundtest.Options{}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+		return newDirect(t, env.Resolver)
+	})
+}
+
+// link is a server of a chain, as a URL's scheme and user say it.
+type link struct {
+	scheme string // socks4, socks4a, socks5, socks5h
+	user   string // with a password of the same length, for SOCKS5
+}
+
+// options returns the options of the outbound that goes to a server at target
+// through via.
+func (l link) options(name string, target flow.Target, via outbound.Dialer, r outbound.Resolver) outbound.SocksOptions {
+	o := outbound.SocksOptions{Name: name, Server: target, Via: via, User: l.user, Resolver: r}
+	o.Version = socks.Version5
+	if l.scheme == "socks4" || l.scheme == "socks4a" {
+		o.Version = socks.Version4
+	} else {
+		o.Password = password(l.user)
+	}
+	o.RemoteNames = l.scheme == "socks4a" || l.scheme == "socks5h"
+	return o
+}
+
+func password(user string) string {
+	b := []byte(user)
+	slices.Reverse(b)
+	return string(b)
+}
+
+// chain starts a server for each link and returns the outbound through all of
+// them.
+func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
+	var d outbound.Dialer = newDirect(t, env.Resolver)
+	for i, l := range links {
+		o := outboundtest.ServerOptions{User: l.user, Resolver: env.Resolver}
+		if l.scheme == "socks5" || l.scheme == "socks5h" {
+			o.Password = password(l.user)
+		}
+		server := outboundtest.StartServer(t, o)
+		d = newSocks(t, l.options(string(rune('a'+i)), server.Target(), d, env.Resolver))
+	}
+	return d
+}
+
+func TestSocks(t *testing.T) {
+	const header = 10 // of a SOCKS UDP header with an IPv4 address
+	socks4 := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true}
+	socks5 := outboundtest.Options{MaxUDP: 65507 - header}
+	tests := []struct {
+		name    string
+		links   []link
+		options outboundtest.Options
+	}{
+		{"socks4", []link{{"socks4", ""}}, socks4},
+		{"socks4 user", []link{{"socks4", "ann"}}, socks4},
+		{"socks4a", []link{{"socks4a", ""}}, socks4},
+		{"socks5", []link{{"socks5", ""}}, socks5},
+		{"socks5 user", []link{{"socks5", "ann"}}, socks5},
+		{"socks5h", []link{{"socks5h", ""}}, socks5},
+		{"socks5h user", []link{{"socks5h", "ann"}}, socks5},
+		{"chain of 2", []link{{"socks5", "ann"}, {"socks5h", ""}}, outboundtest.Options{MaxUDP: 65507 - 2*header}},
+		{"chain of 2 with socks4a", []link{{"socks5h", ""}, {"socks4a", "bob"}}, socks4},
+		{"chain of 3", []link{{"socks4", ""}, {"socks5", "ann"}, {"socks5h", "bob"}}, outboundtest.Options{NoUDP: true}},
+		{"chain of 3 with UDP", []link{{"socks5h", "ann"}, {"socks5", ""}, {"socks5", "bob"}}, outboundtest.Options{MaxUDP: 65507 - 3*header}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			outboundtest.Run(t, tt.options, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+				return chain(t, env, tt.links)
+			})
+		})
+	}
+}
+
+// A server that listens on IPv6, with its relay there too.
+func TestSocksServerOnIPv6(t *testing.T) {
+	outboundtest.Run(t, outboundtest.Options{MaxUDP: 65507 - 10}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+		server := outboundtest.StartServer(t, outboundtest.ServerOptions{Listen: netip.IPv6Loopback(), Resolver: env.Resolver})
+		return newSocks(t, link{scheme: "socks5h"}.options("six", server.Target(), newDirect(t, nil), nil))
+	})
+}

@@ -1,0 +1,284 @@
+package outbound
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"tunroute/router/flow"
+)
+
+// DefaultConnect is how long a TCP connect may take. Linux sends its SYN at 0,
+// 1, 3 and 7 seconds: 10 s lets three be lost and the fourth be answered.
+const DefaultConnect = 10 * time.Second
+
+// attemptDelay is how long one address of a name has for itself before the next
+// one is tried beside it (RFC 8305 §5: "Connection Attempt Delay", 250 ms).
+const attemptDelay = 250 * time.Millisecond
+
+// keepAlive finds a far end that is gone without a word after three minutes: a
+// flow without traffic costs a packet a minute, which also keeps it in the
+// tables of most NATs.
+var keepAlive = net.KeepAliveConfig{
+	Enable:   true,
+	Idle:     60 * time.Second,
+	Interval: 15 * time.Second,
+	Count:    8,
+}
+
+// DirectOptions say how [Direct] opens its sockets. The zero value is in order,
+// but for names a Resolver is needed.
+type DirectOptions struct {
+	// Bind is the source address of all sockets; only targets of its
+	// family can be reached then. The zero Addr leaves it to the kernel.
+	Bind netip.Addr
+	// Interface binds all sockets to an interface, by name; "" to none.
+	// Linux only.
+	Interface string
+	// Mark is the firewall mark of all sockets, SO_MARK; 0 sets none. It
+	// needs CAP_NET_ADMIN. Linux only.
+	Mark uint32
+
+	// Resolver resolves the names of targets. If it is nil, a target that
+	// has no address is refused: nothing asks the system's resolver behind
+	// the back of whoever chose the names to stay private.
+	Resolver Resolver
+	// Deny is true for addresses that must never leave this process: those
+	// that stand for names. It is asked about every address, also about one
+	// that the Resolver found, at packet tempo. Nil denies nothing.
+	Deny func(netip.Addr) bool
+
+	// Connect limits a whole DialTCP, look-up and all addresses; 0 is
+	// DefaultConnect.
+	Connect time.Duration
+}
+
+// Direct is the outbound that connects to the target itself.
+type Direct struct {
+	opts    DirectOptions
+	network string // "ip", or the family of Bind
+	dialer  net.Dialer
+}
+
+var (
+	_ Dialer       = (*Direct)(nil)
+	_ PacketDialer = (*Direct)(nil)
+)
+
+// NewDirect returns a Direct. It opens nothing. An option that this system does
+// not have is an errors.ErrUnsupported.
+func NewDirect(o DirectOptions) (*Direct, error) {
+	if err := checkSocketOptions(o); err != nil {
+		return nil, err
+	}
+	if o.Connect == 0 {
+		o.Connect = DefaultConnect
+	}
+	o.Bind = o.Bind.Unmap()
+	d := &Direct{opts: o, network: "ip"}
+	d.dialer.KeepAliveConfig = keepAlive
+	d.dialer.Control = d.control
+	if o.Bind.IsValid() {
+		d.dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Bind, 0))
+		d.network = "ip6"
+		if o.Bind.Is4() {
+			d.network = "ip4"
+		}
+	}
+	return d, nil
+}
+
+// DialTCP connects to t. If a name has several addresses it tries all of them,
+// each when the one before it has failed or has had a quarter of a second, and
+// returns the first connection. It is a *net.TCPConn, without Nagle's delay and
+// with keep-alive.
+func (d *Direct) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.opts.Connect)
+	defer cancel()
+	addrs, err := d.resolve(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := d.race(ctx, addrs, t.Port)
+	if err != nil {
+		if t.Name != "" {
+			err = fmt.Errorf("%s: %w", t.Name, err)
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// resolve is the package's resolve for what our sockets can reach.
+func (d *Direct) resolve(ctx context.Context, t flow.Target) ([]netip.Addr, error) {
+	t = unname(t)
+	if t.Addr.IsValid() && d.opts.Bind.IsValid() && t.Addr.Is4() != d.opts.Bind.Is4() {
+		return nil, fmt.Errorf("%s cannot be reached from %s: %w", t.Addr, d.opts.Bind, syscall.ENETUNREACH)
+	}
+	return resolve(ctx, d.opts.Resolver, d.network, t, d.opts.Deny)
+}
+
+// race connects to the first address that answers (RFC 8305 §5). When it
+// returns, the other attempts have ended too.
+func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
+	if len(addrs) == 1 {
+		return d.dial(ctx, addrs[0], port)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	type result struct {
+		conn *net.TCPConn
+		err  error
+	}
+	results := make(chan result)
+	running := 0
+	next := func() {
+		a := addrs[0]
+		addrs = addrs[1:]
+		running++
+		go func() {
+			conn, err := d.dial(ctx, a, port)
+			results <- result{conn, err}
+		}()
+	}
+	next()
+	delay := time.NewTimer(attemptDelay)
+	defer delay.Stop()
+
+	var won *net.TCPConn
+	var told error
+	for running > 0 {
+		select {
+		case <-delay.C:
+		case r := <-results:
+			running--
+			switch {
+			case r.err != nil:
+				told = moreTelling(told, r.err)
+			case won == nil:
+				won = r.conn
+				cancel()
+			default: // two answered at once
+				r.conn.Close()
+			}
+		}
+		if won == nil && len(addrs) > 0 && ctx.Err() == nil {
+			next()
+			delay.Reset(attemptDelay)
+		}
+	}
+	if won != nil {
+		return won, nil
+	}
+	return nil, told
+}
+
+// dial connects to one address.
+func (d *Direct) dial(ctx context.Context, a netip.Addr, port uint16) (*net.TCPConn, error) {
+	conn, err := d.dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// moreTelling returns the error that says more about a target of which several
+// addresses were tried: that one refused shows that the host is there, and that
+// the network cannot be reached often only that this machine lacks a family.
+// The first may be nil.
+func moreTelling(a, b error) error {
+	rank := func(err error) int {
+		if err == nil {
+			return -1
+		}
+		switch Errno(err) {
+		case syscall.ENETUNREACH:
+			return 0
+		case syscall.ECONNREFUSED:
+			return 2
+		}
+		return 1
+	}
+	if rank(b) > rank(a) {
+		return b
+	}
+	return a
+}
+
+// OpenUDP opens one socket for both families, or for that of Bind. It does not
+// block.
+func (d *Direct) OpenUDP(ctx context.Context) (PacketConn, error) {
+	lc := net.ListenConfig{Control: d.control}
+	local := ":0"
+	if d.opts.Bind.IsValid() {
+		local = netip.AddrPortFrom(d.opts.Bind, 0).String()
+	}
+	conn, err := lc.ListenPacket(ctx, "udp", local)
+	if err != nil {
+		return nil, err
+	}
+	return &directUDP{d, conn.(*net.UDPConn)}, nil
+}
+
+// directUDP is a UDP socket that is not connected, so that anybody may answer.
+type directUDP struct {
+	d    *Direct
+	conn *net.UDPConn
+}
+
+func (c *directUDP) Prepare(ctx context.Context, t flow.Target) (flow.Target, error) {
+	t = unname(t)
+	addrs, err := c.d.resolve(ctx, t)
+	if err != nil {
+		return flow.Target{}, err
+	}
+	t.Addr = addrs[0]
+	if len(addrs) > 1 {
+		// A datagram that has no way out is lost, so find one that has.
+		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return c.d.routed(ctx, a) }); i >= 0 {
+			t.Addr = addrs[i]
+		}
+	}
+	return t, nil
+}
+
+// routed says whether the kernel has a way to a, as our sockets go. Connecting
+// a UDP socket asks it that and sends nothing.
+func (d *Direct) routed(ctx context.Context, a netip.Addr) bool {
+	probe := net.Dialer{Control: d.control}
+	if d.opts.Bind.IsValid() {
+		probe.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.opts.Bind, 0))
+	}
+	const discard = 9 // the port does not matter to the route, but 0 is refused by some systems
+	conn, err := probe.DialContext(ctx, "udp", netip.AddrPortFrom(a, discard).String())
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// WriteTo runs at packet tempo.
+func (c *directUDP) WriteTo(payload []byte, t flow.Target) error {
+	if !t.Addr.IsValid() {
+		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
+	}
+	if c.d.opts.Deny != nil && c.d.opts.Deny(t.Addr) {
+		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+	}
+	_, err := c.conn.WriteToUDPAddrPort(payload, t.AddrPort())
+	return err
+}
+
+// ReadFrom runs at packet tempo.
+func (c *directUDP) ReadFrom(b []byte) (int, netip.AddrPort, error) {
+	n, from, err := c.conn.ReadFromUDPAddrPort(b)
+	return n, netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), err
+}
+
+func (c *directUDP) Close() error { return c.conn.Close() }

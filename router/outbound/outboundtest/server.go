@@ -1,0 +1,313 @@
+package outboundtest
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/socks"
+)
+
+// ServerOptions describe a [Server]. The zero value is a server for anybody.
+type ServerOptions struct {
+	// Listen is the address to listen at; the zero Addr is 127.0.0.1.
+	Listen netip.Addr
+	// User and Password, if either is not empty, are wanted from everybody:
+	// by RFC 1929, or User as the user ID of SOCKS4.
+	User, Password string
+	// Resolver resolves names. If it is nil, there are none: host
+	// unreachable.
+	Resolver outbound.Resolver
+	// NoUDP says that UDP ASSOCIATE is a command not supported.
+	NoUDP bool
+	// Bound, if not nil, returns the BND that the server gives for a relay
+	// at the address.
+	Bound func(relay netip.AddrPort) socks.Addr
+}
+
+// Server is a SOCKS4, 4a and 5 server: CONNECT, and UDP ASSOCIATE with a relay
+// for each association, which takes datagrams from whoever sent the first. It
+// keeps half-closed connections and ends a connect when its client goes away.
+type Server struct {
+	opts ServerOptions
+	addr netip.AddrPort
+
+	mu       sync.Mutex
+	asked    []socks.Request
+	controls []*net.TCPConn // of all associations, ended ones too
+}
+
+// StartServer starts a server that stops at the end of the test.
+func StartServer(t testing.TB, o ServerOptions) *Server {
+	t.Helper()
+	if !o.Listen.IsValid() {
+		o.Listen = loopback4
+	}
+	s := &Server{opts: o}
+	s.addr = Serve(t, o.Listen, s.serve)
+	return s
+}
+
+// Target returns where the server listens.
+func (s *Server) Target() flow.Target { return flow.AddrTarget(s.addr) }
+
+// Requests returns the requests so far.
+func (s *Server) Requests() []socks.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
+// EndAssociations closes the control connections of all associations.
+func (s *Server) EndAssociations() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.controls {
+		c.Close()
+	}
+}
+
+// serve speaks with one client. [Serve] closes the connection.
+func (s *Server) serve(conn *net.TCPConn) {
+	r := bufio.NewReader(conn)
+	v, err := socks.ReadVersion(r)
+	if err != nil {
+		return
+	}
+	switch v {
+	case socks.Version4:
+		req, err := socks.ReadRequest4(r)
+		if err != nil {
+			return
+		}
+		s.record(req)
+		if req.User != s.opts.User {
+			conn.Write(socks.AppendReply4(nil, socks.Reply4UserMismatch, netip.AddrPort{}))
+			return
+		}
+		s.connect(conn, r, req, func(code socks.ReplyError, bound netip.AddrPort) []byte {
+			if code != socks.ReplySucceeded {
+				return socks.AppendReply4(nil, socks.Reply4Rejected, bound)
+			}
+			return socks.AppendReply4(nil, socks.Reply4Granted, bound)
+		})
+	case socks.Version5:
+		if !s.authenticate(conn, r) {
+			return
+		}
+		req, err := socks.ReadRequest(r)
+		var code socks.ReplyError
+		if errors.As(err, &code) {
+			conn.Write(socks.AppendReply(nil, code, netip.AddrPort{}))
+		}
+		if err != nil {
+			return
+		}
+		s.record(req)
+		reply := func(code socks.ReplyError, bound netip.AddrPort) []byte {
+			return socks.AppendReply(nil, code, bound)
+		}
+		switch {
+		case req.Command == socks.Connect:
+			s.connect(conn, r, req, reply)
+		case req.Command == socks.UDPAssociate && !s.opts.NoUDP:
+			s.associate(conn)
+		default:
+			conn.Write(reply(socks.ReplyCommand, netip.AddrPort{}))
+		}
+	}
+}
+
+func (s *Server) record(req socks.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, req)
+}
+
+// authenticate takes exactly one method, the one that it wants.
+func (s *Server) authenticate(conn net.Conn, r io.Reader) bool {
+	want := socks.MethodNone
+	if s.opts.User != "" || s.opts.Password != "" {
+		want = socks.MethodUserPass
+	}
+	offer, err := socks.ReadMethods(r)
+	if err != nil {
+		return false
+	}
+	if !slices.Contains(offer, want) {
+		conn.Write(socks.AppendNoMethod(nil))
+		return false
+	}
+	conn.Write(socks.AppendMethod(nil, want))
+	if want == socks.MethodNone {
+		return true
+	}
+	user, password, err := socks.ReadUserPass(r)
+	if err != nil {
+		return false
+	}
+	ok := user == s.opts.User && password == s.opts.Password
+	conn.Write(socks.AppendAuthStatus(nil, ok))
+	return ok
+}
+
+// lookup returns the addresses of what a client asked for.
+func (s *Server) lookup(ctx context.Context, a socks.Addr) ([]netip.AddrPort, error) {
+	if a.Name == "" {
+		return []netip.AddrPort{netip.AddrPortFrom(a.IP, a.Port)}, nil
+	}
+	if s.opts.Resolver == nil {
+		return nil, outbound.ErrNoName
+	}
+	ips, err := s.opts.Resolver.LookupNetIP(ctx, "ip", a.Name)
+	var all []netip.AddrPort
+	for _, ip := range ips {
+		all = append(all, netip.AddrPortFrom(ip, a.Port))
+	}
+	if len(all) == 0 {
+		err = cmp.Or(err, outbound.ErrNoName)
+	}
+	return all, err
+}
+
+// connect serves CONNECT. The client's bytes may wait in r.
+func (s *Server) connect(client *net.TCPConn, r *bufio.Reader, req socks.Request,
+	reply func(socks.ReplyError, netip.AddrPort) []byte) {
+
+	if req.Command != socks.Connect {
+		client.Write(reply(socks.ReplyCommand, netip.AddrPort{}))
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	target := make(chan *net.TCPConn, 1)
+	var up sync.WaitGroup
+	defer up.Wait()
+	up.Go(func() {
+		if _, err := r.Peek(1); err != nil {
+			cancel() // gone before it was answered, or half-closed after
+		}
+		if c, ok := <-target; ok {
+			if _, err := io.Copy(c, r); err != nil {
+				c.Close()
+			}
+			c.CloseWrite()
+		}
+	})
+	defer close(target)
+
+	var code socks.ReplyError
+	addrs, err := s.lookup(ctx, req.Addr)
+	for _, a := range addrs {
+		var conn net.Conn
+		if conn, err = new(net.Dialer).DialContext(ctx, "tcp", a.String()); err == nil {
+			defer conn.Close()
+			client.Write(reply(socks.ReplySucceeded, conn.LocalAddr().(*net.TCPAddr).AddrPort()))
+			target <- conn.(*net.TCPConn)
+			io.Copy(client, conn)
+			client.CloseWrite()
+			up.Wait()
+			return
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		code = socks.ReplyRefused
+	case errors.Is(err, syscall.ENETUNREACH):
+		code = socks.ReplyNetUnreachable
+	default:
+		code = socks.ReplyHostUnreachable
+	}
+	client.Write(reply(code, netip.AddrPort{}))
+	client.CloseRead() // ends the Peek, which waits for a client that waits for us
+}
+
+// associate serves UDP ASSOCIATE until the client ends the connection.
+func (s *Server) associate(control *net.TCPConn) {
+	listen := func(ip netip.Addr) *net.UDPConn {
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
+		if err != nil {
+			return nil
+		}
+		return conn
+	}
+	inner := listen(s.addr.Addr())           // towards the client
+	outer := listen(netip.IPv6Unspecified()) // towards the targets, IPv4 and IPv6
+	if inner == nil || outer == nil {
+		return
+	}
+	s.mu.Lock()
+	s.controls = append(s.controls, control)
+	s.mu.Unlock()
+
+	relay := inner.LocalAddr().(*net.UDPAddr).AddrPort()
+	bound := socks.Addr{IP: relay.Addr(), Port: relay.Port()}
+	if s.opts.Bound != nil {
+		bound = s.opts.Bound(relay)
+	}
+	// A reply may have a name, which AppendReply cannot write; after the
+	// third byte a request is the same.
+	b, err := socks.AppendRequest(nil, 0, bound)
+	if err != nil {
+		return
+	}
+	control.Write(b)
+
+	client := make(chan netip.AddrPort, 1) // who sent the first datagram
+	var relays sync.WaitGroup
+	relays.Go(func() { s.relayOut(inner, outer, client) })
+	relays.Go(func() { s.relayBack(outer, inner, client) })
+	io.Copy(io.Discard, control)
+	inner.Close()
+	outer.Close()
+	relays.Wait()
+}
+
+func (s *Server) relayOut(inner, outer *net.UDPConn, client chan<- netip.AddrPort) {
+	defer close(client)
+	buf := make([]byte, 1<<16)
+	var pinned netip.AddrPort
+	for {
+		n, from, err := inner.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		if !pinned.IsValid() {
+			pinned = from
+			client <- from
+		}
+		h, payload, err := socks.ParseUDP(buf[:n])
+		if from != pinned || err != nil || h.Frag != 0 {
+			continue
+		}
+		to, err := s.lookup(context.Background(), socks.Addr{Name: string(h.Name), IP: h.Addr.Addr(), Port: h.Addr.Port()})
+		if err == nil {
+			outer.WriteToUDPAddrPort(payload, to[0])
+		}
+	}
+}
+
+func (s *Server) relayBack(outer, inner *net.UDPConn, client <-chan netip.AddrPort) {
+	buf := make([]byte, 1<<16)
+	to, ok := <-client
+	for ok {
+		n, from, err := outer.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		b, err := socks.AppendUDPHeader(nil, socks.Addr{IP: from.Addr(), Port: from.Port()})
+		if err == nil {
+			inner.WriteToUDPAddrPort(append(b, buf[:n]...), to)
+		}
+	}
+}

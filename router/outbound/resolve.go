@@ -1,0 +1,84 @@
+package outbound
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"tunroute/router/flow"
+)
+
+// unname turns a name that is an address literal into the address. A Target
+// should not have one; if one does, no server gets it as a name and no resolver
+// is asked for it.
+func unname(t flow.Target) flow.Target {
+	if t.Name != "" {
+		if a, err := netip.ParseAddr(t.Name); err == nil {
+			return flow.AddrTarget(netip.AddrPortFrom(a, t.Port))
+		}
+	}
+	return t
+}
+
+// resolve returns the addresses that t can be reached at, in the order in which
+// to try them: its own or, where it has none, those of its name, the families in
+// turn. It returns at least one or an error, and never one that deny is true of.
+// The network is "ip", "ip4" or "ip6".
+func resolve(ctx context.Context, r Resolver, network string, t flow.Target, deny func(netip.Addr) bool) ([]netip.Addr, error) {
+	if t.Addr.IsValid() {
+		if deny != nil && deny(t.Addr) {
+			return nil, fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+		}
+		return []netip.Addr{t.Addr}, nil
+	}
+	if r == nil {
+		return nil, fmt.Errorf("%s: this outbound has no resolver for names", t.Name)
+	}
+	found, err := r.LookupNetIP(ctx, network, t.Name)
+	if err != nil {
+		return nil, err
+	}
+	var addrs []netip.Addr
+	denied := false
+	for _, a := range found {
+		a = a.Unmap()
+		switch {
+		case network == "ip4" && !a.Is4(), network == "ip6" && !a.Is6():
+		case deny != nil && deny(a):
+			denied = true
+		default:
+			addrs = append(addrs, a)
+		}
+	}
+	switch {
+	case len(addrs) > 0:
+		return interleave(addrs), nil
+	case denied:
+		return nil, fmt.Errorf("%s: %w", t.Name, ErrDenied)
+	}
+	return nil, fmt.Errorf("%s: %w", t.Name, ErrNoName)
+}
+
+// interleave puts the addresses of the two families in turn, each family in its
+// own order, the family of the first address first (RFC 8305 §4): if one family
+// does not work, the second attempt finds out.
+func interleave(addrs []netip.Addr) []netip.Addr {
+	var first, second []netip.Addr
+	for _, a := range addrs {
+		if a.Is4() == addrs[0].Is4() {
+			first = append(first, a)
+		} else {
+			second = append(second, a)
+		}
+	}
+	out := make([]netip.Addr, 0, len(addrs))
+	for i := range max(len(first), len(second)) {
+		if i < len(first) {
+			out = append(out, first[i])
+		}
+		if i < len(second) {
+			out = append(out, second[i])
+		}
+	}
+	return out
+}

@@ -1,0 +1,367 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/socks"
+)
+
+const (
+	// DefaultNegotiate is how long a server may take from our greeting to
+	// the end of authentication: one or two round trips, for which it has to
+	// ask nobody but perhaps PAM. danted itself gives a client 30 s.
+	DefaultNegotiate = 10 * time.Second
+
+	// DefaultRequest is how long a server may take from our request to its
+	// reply. In it the server resolves the name and connects, for which
+	// danted takes up to 30 s, and 3 s to find a host that is down.
+	DefaultRequest = 30 * time.Second
+)
+
+// maxTries is how many addresses of one name a server is asked for. Each costs a
+// connection to the server and a negotiation.
+const maxTries = 6
+
+// SocksOptions describe a SOCKS server. In the words of curl's URLs:
+//
+//	socks4://   Version 4                 socks4a://  Version 4, RemoteNames
+//	socks5://   Version 5                 socks5h://  Version 5, RemoteNames
+type SocksOptions struct {
+	// Name is what errors and flow records call the server.
+	Name string
+	// Version is 4 or 5: socks.Version4 or socks.Version5.
+	Version byte
+	// RemoteNames says that the server resolves names: they are sent to it
+	// and nobody else. Otherwise they are resolved by Resolver.
+	RemoteNames bool
+
+	// Server is where the server listens. If it is a name, Via resolves it.
+	Server flow.Target
+	// Via is how the server is reached: a [Direct], or another Socks, which
+	// makes a chain. It carries our UDP as well if it is a [PacketDialer].
+	Via Dialer
+
+	// User and Password are sent as RFC 1929 has it, if either is not empty.
+	// The server is offered nothing else then: danted picks by its own order,
+	// would take "none" and refuse the request for want of a user. To a
+	// SOCKS4 server User goes as the user ID, and there is no password.
+	User, Password string
+
+	// Resolver and Deny are as in [DirectOptions]: for the names of targets
+	// that are resolved here, and for the addresses that are sent.
+	Resolver Resolver
+	Deny     func(netip.Addr) bool
+
+	// Connect limits the connect to the server; where Via is a chain, its
+	// own limits hold instead. Negotiate and Request limit the steps after
+	// that. 0 is DefaultConnect, DefaultNegotiate and DefaultRequest.
+	Connect, Negotiate, Request time.Duration
+}
+
+// Socks is the outbound through one SOCKS server, and through those that its Via
+// goes through.
+//
+// It sends each message in one write and waits for the answer before the next:
+// microsocks hangs for ever otherwise. Its connections are those of the first
+// hop, with nothing in between.
+type Socks struct {
+	opts SocksOptions
+	hops []string // of the whole chain, ours last
+
+	buffers sync.Pool // of *[]byte, maxDatagram long
+	stats   struct{ fragments, strangers, malformed atomic.Uint64 }
+}
+
+var (
+	_ Dialer       = (*Socks)(nil)
+	_ PacketDialer = (*Socks)(nil)
+	_ Chain        = (*Socks)(nil)
+)
+
+// NewSocks returns a Socks. It opens nothing.
+func NewSocks(o SocksOptions) (*Socks, error) {
+	switch {
+	case o.Via == nil:
+		return nil, fmt.Errorf("%s: no way to the server: Via is nil", o.Name)
+	case o.Version != socks.Version4 && o.Version != socks.Version5:
+		return nil, fmt.Errorf("%s: SOCKS version %d, want 4 or 5", o.Name, o.Version)
+	case o.Server.Name == "" && !o.Server.Addr.IsValid(), o.Server.Port == 0:
+		return nil, fmt.Errorf("%s: server without a host or port", o.Name)
+	case o.Version == socks.Version4 && o.Password != "":
+		return nil, fmt.Errorf("%s: SOCKS4 has a user but no password", o.Name)
+	}
+	// What cannot be written is refused here and not at the first flow.
+	_, err := socks.AppendUserPass(nil, o.User, o.Password)
+	if o.Version == socks.Version4 {
+		_, err = socks.AppendRequest4(nil, socks.Connect, socks.Addr{IP: netip.IPv4Unspecified()}, o.User)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	setDefault(&o.Connect, DefaultConnect)
+	setDefault(&o.Negotiate, DefaultNegotiate)
+	setDefault(&o.Request, DefaultRequest)
+	o.Server = unname(o.Server)
+	s := &Socks{opts: o}
+	if c, ok := o.Via.(Chain); ok {
+		s.hops = c.Hops()
+	}
+	s.hops = append(s.hops, o.Name)
+	s.buffers.New = func() any { b := make([]byte, maxDatagram); return &b }
+	return s, nil
+}
+
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
+}
+
+// Hops returns the names of the servers, that nearest to us first.
+func (s *Socks) Hops() []string { return slices.Clone(s.hops) }
+
+// SocksStats count the datagrams from a server that were dropped.
+type SocksStats struct {
+	Fragments uint64 // FRAG was not 0
+	Strangers uint64 // not from the address that the server gave for its relay
+	Malformed uint64 // without a SOCKS header
+}
+
+// Stats returns the counters since NewSocks.
+func (s *Socks) Stats() SocksStats {
+	return SocksStats{
+		Fragments: s.stats.fragments.Load(),
+		Strangers: s.stats.strangers.Load(),
+		Malformed: s.stats.malformed.Load(),
+	}
+}
+
+// DialTCP asks the server for t. If t is a name that is resolved here, the
+// server is asked for one address after the other as long as it says that the
+// one before was refused or could not be reached.
+//
+// The connection holds all that came after the server's reply, also if it came
+// in the same segment.
+func (s *Socks) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
+	addrs, err := s.addresses(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	var told error
+	for _, a := range addrs[:min(len(addrs), maxTries)] {
+		conn, err := s.ask(ctx, a)
+		if err == nil {
+			return conn, nil
+		}
+		told = moreTelling(told, err)
+		if !anotherMayDo(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, told
+}
+
+// anotherMayDo says whether an error is about the address that a server was
+// asked for, so that another address may do better. SOCKS4 and ssh -D have one
+// answer for everything, 91 and EOF.
+func anotherMayDo(err error) bool {
+	var hop *HopError
+	if !errors.As(err, &hop) || hop.Op != opRequest || hop.Hop != hop.Hops {
+		return false
+	}
+	var reply socks.ReplyError
+	if errors.As(hop.Err, &reply) {
+		switch reply {
+		case socks.ReplyGeneral, socks.ReplyNetUnreachable, socks.ReplyHostUnreachable,
+			socks.ReplyRefused, socks.ReplyTTL, socks.ReplyAddressType:
+			return true
+		}
+		return false
+	}
+	return errors.Is(hop.Err, socks.Reply4Rejected) || isEOF(hop.Err)
+}
+
+// addresses returns what the server can be asked for to reach t: the name, or
+// one or more addresses.
+func (s *Socks) addresses(ctx context.Context, t flow.Target) ([]socks.Addr, error) {
+	t = unname(t)
+	if s.opts.RemoteNames && t.Name != "" {
+		return []socks.Addr{{Name: t.Name, Port: t.Port}}, nil
+	}
+	network := "ip"
+	if s.opts.Version == socks.Version4 && !t.Addr.IsValid() {
+		network = "ip4"
+	}
+	ips, err := resolve(ctx, s.opts.Resolver, network, t, s.opts.Deny)
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]socks.Addr, len(ips))
+	for i, ip := range ips {
+		addrs[i] = socks.Addr{IP: ip, Port: t.Port}
+	}
+	return addrs, nil
+}
+
+// ask connects to the server and requests a connection to a.
+func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
+	// First the request: what a server cannot be asked for costs no
+	// connection.
+	request, err := s.encode(a)
+	if err != nil {
+		return nil, s.hopError(opRequest, err)
+	}
+	conn, err := s.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.exchange(ctx, conn, request); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// encode writes the request for a connection to a.
+func (s *Socks) encode(a socks.Addr) ([]byte, error) {
+	if s.opts.Version == socks.Version5 {
+		return socks.AppendRequest(nil, socks.Connect, a)
+	}
+	b, err := socks.AppendRequest4(nil, socks.Connect, a, s.opts.User)
+	if err == socks.ErrNoIPv6 {
+		err = fmt.Errorf("%w: %w", err, syscall.ENETUNREACH)
+	}
+	return b, err
+}
+
+// reach connects to the server.
+func (s *Socks) reach(ctx context.Context) (Conn, error) {
+	if len(s.hops) == 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.opts.Connect)
+		defer cancel()
+	}
+	conn, err := s.opts.Via.DialTCP(ctx, s.opts.Server)
+	if err == nil {
+		return conn, nil
+	}
+	// The last hop before us was asked for our server. What it answers is
+	// about the way to us; all else that goes wrong is a hop's own.
+	var hop *HopError
+	if errors.As(err, &hop) && hop.Hop == hop.Hops && hop.Op == opRequest {
+		return nil, s.hopError(opConnect, hop.Err)
+	}
+	return nil, s.viaError(err)
+}
+
+// hopError says that our own hop failed.
+func (s *Socks) hopError(op string, err error) error {
+	return &HopError{Hop: len(s.hops), Hops: len(s.hops), Upstream: s.opts.Name, Op: op, Err: err}
+}
+
+// viaError passes on an error of Via, seen from a chain that is longer. If it is
+// no hop's it is of our connect.
+func (s *Socks) viaError(err error) error {
+	var hop *HopError
+	if !errors.As(err, &hop) {
+		return s.hopError(opConnect, err)
+	}
+	h := *hop
+	h.Hops = len(s.hops)
+	return &h
+}
+
+// exchange negotiates with the server over a new connection, sends it a request
+// and returns the address in its reply. It closes the connection if ctx ends
+// before, or if anything else goes wrong; otherwise the connection is just behind
+// the reply.
+func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (socks.Addr, error) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	bound, op, err := s.handshake(conn, request)
+	if !stop() { // ctx has ended, and conn is closed or is about to be
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		conn.Close()
+		return socks.Addr{}, s.hopError(op, err)
+	}
+	return bound, nil
+}
+
+// handshake speaks SOCKS with the server, up to the last byte of its reply. The
+// op is the step that an error belongs to.
+func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op string, err error) {
+	limit := s.opts.Negotiate
+	conn.SetDeadline(time.Now().Add(limit)) // if it fails, so does the write after it
+	if s.opts.Version == socks.Version5 {
+		op, err = s.authenticate(conn)
+	}
+	if err == nil {
+		op, limit = opRequest, s.opts.Request
+		conn.SetDeadline(time.Now().Add(limit))
+		bound, err = s.request(conn, request)
+	}
+	switch {
+	case errors.Is(err, socks.ErrNoMethod):
+		op = opAuthenticate
+	case errors.Is(err, socks.ErrProtocol):
+		op = opNegotiate // it says nothing about what was asked for
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded)
+	case isEOF(err):
+		err = fmt.Errorf("the server closed the connection instead of answering: %w", err)
+	}
+	return bound, op, err
+}
+
+// authenticate is RFC 1928 §3 and RFC 1929.
+func (s *Socks) authenticate(conn Conn) (op string, err error) {
+	offer := socks.MethodNone
+	if s.opts.User != "" || s.opts.Password != "" {
+		offer = socks.MethodUserPass
+	}
+	if _, err := conn.Write(socks.AppendMethods(nil, offer)); err != nil {
+		return opNegotiate, err
+	}
+	method, err := socks.ReadMethod(conn, offer)
+	if err != nil || method == socks.MethodNone {
+		return opNegotiate, err
+	}
+	b, err := socks.AppendUserPass(nil, s.opts.User, s.opts.Password)
+	if err == nil {
+		_, err = conn.Write(b)
+	}
+	if err == nil {
+		err = socks.ReadAuthStatus(conn)
+	}
+	return opAuthenticate, err
+}
+
+// request sends a request and reads the reply.
+func (s *Socks) request(conn Conn, request []byte) (socks.Addr, error) {
+	if _, err := conn.Write(request); err != nil {
+		return socks.Addr{}, err
+	}
+	if s.opts.Version == socks.Version5 {
+		return socks.ReadReply(conn)
+	}
+	bound, err := socks.ReadReply4(conn)
+	return socks.Addr{IP: bound.Addr(), Port: bound.Port()}, err
+}
+
+func isEOF(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}

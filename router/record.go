@@ -1,0 +1,160 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/relay"
+	"tunroute/router/rule"
+)
+
+// End is how a flow ended, in one word.
+type End string
+
+// The ends of flows.
+const (
+	EndEOF      End = "eof"      // both sides had said all
+	EndIdle     End = "idle"     // UDP: nothing came for long
+	EndClient   End = "client"   // the client broke it
+	EndUpstream End = "upstream" // the upstream broke it
+	EndCanceled End = "canceled" // tunroute stopped
+	EndRefused  End = "refused"  // the target refused it
+	EndFailed   End = "failed"   // it could not be connected
+	EndRejected End = "rejected" // a rule refused or ignored it
+	EndOrphan   End = "orphan"   // a fake address without a name
+	EndLimit    End = "limit"    // there were too many flows
+)
+
+// Record tells of a flow that has ended.
+type Record struct {
+	Flow        flow.Flow
+	Destination netip.AddrPort // as the client has it; of a name, the fake address
+	Verdict     rule.Verdict
+	Outbound    string
+	Hops        []string
+	Up, Down    int64 // payload bytes, from and to the client
+	Start       time.Time
+	Took        time.Duration
+	End         End
+	Err         error // names the hop and its reply where there is one
+}
+
+func (rec *Record) end(e End, err error) { rec.End, rec.Err = e, err }
+
+// endOfDial says how a flow ended that was never connected.
+func endOfDial(err error) End {
+	switch {
+	case errors.Is(err, outbound.ErrRejected), errors.Is(err, outbound.ErrDropped):
+		return EndRejected
+	case errors.Is(err, context.Canceled):
+		return EndCanceled
+	case outbound.Refused(err):
+		return EndRefused
+	}
+	return EndFailed
+}
+
+func endOfRelay(e relay.End) End {
+	switch e {
+	case relay.EOF:
+		return EndEOF
+	case relay.Client:
+		return EndClient
+	case relay.Upstream:
+		return EndUpstream
+	}
+	return EndCanceled
+}
+
+// finish counts and logs a flow.
+func (r *Router) finish(rec *Record) {
+	rec.Took = time.Since(rec.Start)
+	r.stats.count(rec)
+	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("net", rec.Flow.Network.String()),
+		slog.String("src", rec.Flow.Source.String()),
+		slog.String("dst", rec.Flow.Target.String()))
+	if rec.Verdict.Index >= 0 {
+		attrs = append(attrs, slog.Int("rule", rec.Verdict.Index+1))
+		if rec.Verdict.Line > 0 {
+			attrs = append(attrs, slog.Int("line", rec.Verdict.Line))
+		}
+	} else if rec.Outbound != "" {
+		attrs = append(attrs, slog.String("rule", "default"))
+	}
+	if rec.Outbound != "" {
+		attrs = append(attrs, slog.String("out", rec.Outbound))
+	}
+	if len(rec.Hops) > 1 {
+		attrs = append(attrs, slog.String("hops", strings.Join(rec.Hops, " > ")))
+	}
+	attrs = append(attrs,
+		slog.Int64("up", rec.Up),
+		slog.Int64("down", rec.Down),
+		slog.Duration("took", rec.Took.Round(time.Microsecond)),
+		slog.String("end", string(rec.End)))
+	if rec.Err != nil {
+		attrs = append(attrs, slog.String("err", rec.Err.Error()))
+	}
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
+}
+
+// counters are a Router's totals.
+type counters struct {
+	tcp, udp atomic.Uint64
+	up, down atomic.Int64
+	orphans  atomic.Uint64
+	failed   atomic.Uint64
+	rejected atomic.Uint64
+}
+
+func (c *counters) count(rec *Record) {
+	if rec.Flow.Network == flow.TCP {
+		c.tcp.Add(1)
+	} else {
+		c.udp.Add(1)
+	}
+	c.up.Add(rec.Up)
+	c.down.Add(rec.Down)
+	switch rec.End {
+	case EndFailed, EndRefused:
+		c.failed.Add(1)
+	case EndRejected:
+		c.rejected.Add(1)
+	}
+}
+
+// Stats are a Router's totals since the start; Flows, Sessions and Paths are
+// what is open now.
+type Stats struct {
+	Flows, Sessions, Paths    int
+	TCP, UDP                  uint64 // flows that have ended
+	Up, Down                  int64  // payload bytes of those
+	Orphans, Failed, Rejected uint64
+	FlowsEvicted, UDPEvicted  uint64
+	FlowsRefused              uint64 // for the limit
+}
+
+// Stats returns the totals.
+func (r *Router) Stats() Stats {
+	u := r.udp.Stats()
+	open, evicted, refused := r.flows.stats()
+	return Stats{
+		Flows: open, Sessions: u.Sessions, Paths: u.Paths,
+		TCP: r.stats.tcp.Load(), UDP: r.stats.udp.Load(),
+		Up: r.stats.up.Load(), Down: r.stats.down.Load(),
+		Orphans: r.stats.orphans.Load(), Failed: r.stats.failed.Load(), Rejected: r.stats.rejected.Load(),
+		FlowsEvicted: evicted, UDPEvicted: u.Evicted, FlowsRefused: refused,
+	}
+}

@@ -1,0 +1,342 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/relay"
+	"tunroute/router/rule"
+	"tunroute/router/udpnat"
+)
+
+// Request is a TCP connection attempt that has had no answer yet.
+type Request interface {
+	Source() netip.AddrPort
+	Destination() netip.AddrPort
+
+	// Accept completes the handshake with the client; the error says that
+	// it has gone.
+	Accept() (relay.Conn, error)
+
+	// Refuse makes the client's connect(2) return e; 0 is silence.
+	Refuse(e syscall.Errno)
+}
+
+// Echo is an ICMP echo request that has had no answer yet.
+type Echo interface {
+	Source() netip.Addr
+	Destination() netip.Addr
+	Data() []byte
+	Reply()
+	Refuse(e syscall.Errno)
+}
+
+// Names says which name stands behind a fake address. Its methods do not block.
+type Names interface {
+	// Owns says that addr is within a fake range.
+	Owns(addr netip.Addr) bool
+	// Acquire returns the name behind addr and keeps the lease from being
+	// given to another name until release is called.
+	Acquire(addr netip.Addr) (name string, release func(), ok bool)
+}
+
+// Outbound is a way out, as the rules name it.
+type Outbound struct {
+	Name   string
+	Hops   []string // the upstreams on the way, nearest first; empty for direct
+	Dialer outbound.Dialer
+}
+
+// Snapshot is what a config says of flows. It is immutable.
+type Snapshot struct {
+	table *rule.Table
+	outs  map[string]*Outbound
+}
+
+// NewSnapshot returns the Snapshot of a table and the outbounds that it names.
+func NewSnapshot(t *rule.Table, outs []*Outbound) (*Snapshot, error) {
+	s := &Snapshot{table: t, outs: make(map[string]*Outbound, len(outs))}
+	for _, o := range outs {
+		if s.outs[o.Name] != nil {
+			return nil, fmt.Errorf("router: two outbounds named %q", o.Name)
+		}
+		s.outs[o.Name] = o
+	}
+	for i, r := range t.Rules() {
+		if s.outs[r.Via] == nil {
+			return nil, fmt.Errorf("router: rule %d goes via %q, which is not an outbound", i+1, r.Via)
+		}
+	}
+	return s, nil
+}
+
+// byDefault is where a flow goes that no rule matches.
+var byDefault = &Outbound{Name: "reject", Dialer: outbound.Reject{}}
+
+// route returns the verdict on f and the outbound that it names.
+func (s *Snapshot) route(f *flow.Flow) (rule.Verdict, *Outbound) {
+	v := s.table.Match(f)
+	if v.Index < 0 {
+		return v, byDefault
+	}
+	return v, s.outs[v.Via]
+}
+
+// Defaults of [Options].
+const (
+	// DefaultMaxFlows: a relayed flow costs two goroutines, a socket and up
+	// to two buffers of 32 KiB; 16,384 of them stay below 1.5 GB when all
+	// are busy, and below a limit of 20,000 files.
+	DefaultMaxFlows = 16384
+	// maxEchoes in flight to other hosts: each costs a socket.
+	maxEchoes = 64
+	// echoTimeout: ping itself gives up after 10 s.
+	echoTimeout = 10 * time.Second
+)
+
+// Options configure a [Router]. Snapshot, Names and UDP are required.
+type Options struct {
+	Snapshot *Snapshot
+	Names    Names
+	UDP      udpnat.Writer // where replies to datagrams go
+	Logger   *slog.Logger  // one Info line per flow, at its end; nil discards
+
+	MaxFlows       int           // TCP flows; 0: DefaultMaxFlows
+	MaxUDPSessions int           // 0: udpnat.DefaultMaxSessions
+	UDPIdle        time.Duration // 0: udpnat.DefaultIdle
+}
+
+// Router serves flows. Its methods are safe for concurrent use.
+type Router struct {
+	opts   Options
+	log    *slog.Logger
+	snap   atomic.Pointer[Snapshot]
+	flows  registry
+	udp    *udpnat.Table
+	echoes chan struct{} // a token per echo in flight
+
+	stats counters
+}
+
+// New returns a Router. It starts nothing; [Router.Run] does.
+func New(o Options) (*Router, error) {
+	if o.Snapshot == nil || o.Names == nil || o.UDP == nil {
+		return nil, errors.New("router: Snapshot, Names and UDP are required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxFlows <= 0 {
+		o.MaxFlows = DefaultMaxFlows
+	}
+	r := &Router{opts: o, log: o.Logger, echoes: make(chan struct{}, maxEchoes)}
+	r.flows.init(o.MaxFlows)
+	r.udp = udpnat.New(udpnat.Options{
+		Decide:      r.decideUDP,
+		Writer:      o.UDP,
+		Done:        r.doneUDP,
+		Idle:        o.UDPIdle,
+		MaxSessions: o.MaxUDPSessions,
+	})
+	r.snap.Store(o.Snapshot)
+	return r, nil
+}
+
+// Run expires what is idle until ctx ends, then ends all UDP sessions and
+// returns. TCP flows end with the ctx that ServeTCP was given.
+func (r *Router) Run(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.flows.watch(ctx)
+	}()
+	r.udp.Run(ctx)
+	<-done
+	return nil
+}
+
+// Swap makes s decide all flows from now on. Flows that are open keep their
+// outbound.
+func (r *Router) Swap(s *Snapshot) { r.snap.Store(s) }
+
+// errOrphan is told of a flow to a fake address behind which there is no name.
+var errOrphan = errors.New("no name behind this fake address: the client holds an answer from before")
+
+// target returns where dst leads, and what gives the lease back.
+func (r *Router) target(dst netip.AddrPort) (flow.Target, func(), error) {
+	a := dst.Addr().Unmap()
+	if !r.opts.Names.Owns(a) {
+		return flow.AddrTarget(dst), func() {}, nil
+	}
+	name, release, ok := r.opts.Names.Acquire(a)
+	if !ok {
+		r.stats.orphans.Add(1)
+		return flow.AddrTarget(dst), func() {}, errOrphan
+	}
+	t, err := flow.NewTarget(name, dst.Port())
+	if err != nil {
+		release()
+		return flow.AddrTarget(dst), func() {}, err
+	}
+	return t, release, nil
+}
+
+// ServeTCP decides q and serves it until it has ended, or until ctx ends. The
+// client hears nothing before the last hop has answered (DESIGN: truthful
+// connect).
+func (r *Router) ServeTCP(ctx context.Context, q Request) {
+	rec := Record{
+		Flow:        flow.Flow{Network: flow.TCP, Source: q.Source(), Inbound: "tun"},
+		Destination: q.Destination(),
+		Start:       time.Now(),
+		Verdict:     rule.Verdict{Index: -1},
+	}
+	defer func() { r.finish(&rec) }()
+
+	target, release, err := r.target(q.Destination())
+	defer release()
+	rec.Flow.Target = target
+	if err != nil {
+		rec.end(EndOrphan, err)
+		q.Refuse(syscall.EHOSTUNREACH)
+		return
+	}
+	var out *Outbound
+	rec.Verdict, out = r.snap.Load().route(&rec.Flow)
+	rec.Outbound, rec.Hops = out.Name, out.Hops
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	entry, ok := r.flows.add(&rec, cancel)
+	if !ok {
+		rec.end(EndLimit, errFlowLimit)
+		q.Refuse(syscall.ECONNREFUSED)
+		return
+	}
+	defer r.flows.remove(entry)
+
+	upstream, err := out.Dialer.DialTCP(ctx, target)
+	if err != nil {
+		rec.end(endOfDial(err), err)
+		q.Refuse(outbound.Errno(err))
+		return
+	}
+	client, err := q.Accept()
+	if err != nil {
+		relay.Reset(upstream)
+		rec.end(EndClient, fmt.Errorf("client left before its connect was answered: %w", err))
+		return
+	}
+	end, err := relay.Relay(ctx, client, upstream, &entry.counters)
+	rec.Up, rec.Down = entry.counters.Up.Load(), entry.counters.Down.Load()
+	if entry.evicted.Load() {
+		rec.end(EndLimit, errEvicted)
+		return
+	}
+	rec.end(endOfRelay(end), err)
+}
+
+// ServeUDP takes a datagram of a client. Packet tempo: see
+// [udpnat.Table.Send]. False: the port is unreachable.
+func (r *Router) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {
+	return r.udp.Send(src, dst, payload)
+}
+
+// decideUDP is udpnat's Decide.
+func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
+	rec := &Record{
+		Flow:        flow.Flow{Network: flow.UDP, Source: src, Inbound: "tun"},
+		Destination: dst,
+		Verdict:     rule.Verdict{Index: -1},
+	}
+	target, release, err := r.target(dst)
+	rec.Flow.Target = target
+	d := udpnat.Decision{Target: target, Release: release, Tag: rec}
+	if err != nil {
+		rec.end(EndOrphan, err)
+		return d
+	}
+	var out *Outbound
+	rec.Verdict, out = r.snap.Load().route(&rec.Flow)
+	rec.Outbound, rec.Hops = out.Name, out.Hops
+	d.Outbound = out.Name
+	switch o := out.Dialer.(type) {
+	case outbound.Reject:
+		rec.end(EndRejected, outbound.ErrRejected)
+	case outbound.Drop:
+		rec.end(EndRejected, outbound.ErrDropped)
+		d.Drop = true
+	case outbound.PacketDialer:
+		d.Dialer = o
+	}
+	return d
+}
+
+// doneUDP is udpnat's Done.
+func (r *Router) doneUDP(u udpnat.Record) {
+	rec := u.Decision.Tag.(*Record)
+	rec.Start, rec.Up, rec.Down = u.Start, u.Up, u.Down
+	switch {
+	case rec.End != "":
+	case u.Err == nil:
+		rec.end(EndIdle, nil)
+	case errors.Is(u.Err, context.Canceled):
+		rec.end(EndCanceled, nil)
+	case u.Sent == 0:
+		rec.end(endOfDial(u.Err), u.Err)
+	default:
+		rec.end(EndUpstream, u.Err)
+	}
+	r.finish(rec)
+}
+
+// ServeEcho decides an ICMP echo request. A name answers for itself: whether the
+// host behind it is up, only its far end could tell. An address is asked where
+// the rules send it directly, and is unreachable otherwise, since no proxy
+// carries ICMP. It does not block.
+func (r *Router) ServeEcho(ctx context.Context, q Echo) {
+	dst := netip.AddrPortFrom(q.Destination(), 0)
+	target, release, err := r.target(dst)
+	if err != nil {
+		q.Refuse(syscall.EHOSTUNREACH)
+		return
+	}
+	if target.Name != "" {
+		release()
+		q.Reply()
+		return
+	}
+	_, out := r.snap.Load().route(&flow.Flow{Source: netip.AddrPortFrom(q.Source(), 0), Inbound: "tun", Target: target})
+	e, ok := out.Dialer.(outbound.Echoer)
+	if !ok {
+		if _, drop := out.Dialer.(outbound.Drop); !drop {
+			q.Refuse(syscall.EHOSTUNREACH)
+		}
+		return
+	}
+	select {
+	case r.echoes <- struct{}{}:
+	default:
+		return // as a busy network would
+	}
+	r.flows.work.Go(func() {
+		defer func() { <-r.echoes }()
+		ctx, cancel := context.WithTimeout(ctx, echoTimeout)
+		defer cancel()
+		err := e.Echo(ctx, target.Addr, q.Data())
+		switch {
+		case err == nil:
+			q.Reply()
+		case ctx.Err() == nil:
+			q.Refuse(outbound.Errno(err))
+		}
+	})
+}

@@ -1,0 +1,415 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/relay"
+	"tunroute/router/rule"
+	"tunroute/router/socks"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeNames knows one name behind one fake address of a range.
+type fakeNames struct {
+	mu   sync.Mutex
+	held int
+}
+
+var (
+	fakeRange = netip.MustParsePrefix("198.18.0.0/15")
+	fakeAddr  = netip.MustParseAddr("198.18.0.9")
+	orphan    = netip.MustParseAddr("198.18.0.10")
+	client    = netip.MustParseAddrPort("10.0.0.2:4000")
+)
+
+func (n *fakeNames) Owns(a netip.Addr) bool { return fakeRange.Contains(a) }
+
+func (n *fakeNames) Acquire(a netip.Addr) (string, func(), bool) {
+	if a != fakeAddr {
+		return "", nil, false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.held++
+	return "a.test", func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.held--
+	}, true
+}
+
+func (n *fakeNames) holds() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.held
+}
+
+// pipeConn is one end of a connection in memory.
+type pipeConn struct {
+	net.Conn
+	reset bool
+}
+
+func (c *pipeConn) CloseWrite() error { return c.Close() }
+func (c *pipeConn) Reset()            { c.reset = true; c.Close() }
+
+// fakeRequest is an attempt; the client's end of what it accepts is far.
+type fakeRequest struct {
+	dst     netip.AddrPort
+	gone    error // what Accept returns
+	order   *[]string
+	far     chan net.Conn
+	refused chan syscall.Errno
+}
+
+func newRequest(dst string) *fakeRequest {
+	return &fakeRequest{dst: netip.MustParseAddrPort(dst), order: new([]string), far: make(chan net.Conn, 1), refused: make(chan syscall.Errno, 1)}
+}
+
+func (q *fakeRequest) Source() netip.AddrPort      { return client }
+func (q *fakeRequest) Destination() netip.AddrPort { return q.dst }
+func (q *fakeRequest) Refuse(e syscall.Errno)      { q.refused <- e }
+
+func (q *fakeRequest) Accept() (relay.Conn, error) {
+	*q.order = append(*q.order, "accept")
+	if q.gone != nil {
+		return nil, q.gone
+	}
+	near, far := net.Pipe()
+	q.far <- far
+	return &pipeConn{Conn: near}, nil
+}
+
+// fakeDialer connects to the ends that it hands out.
+type fakeDialer struct {
+	err     error
+	order   *[]string
+	targets []flow.Target
+	far     chan net.Conn
+	last    *pipeConn
+}
+
+func (d *fakeDialer) DialTCP(ctx context.Context, t flow.Target) (outbound.Conn, error) {
+	d.targets = append(d.targets, t)
+	if d.order != nil {
+		*d.order = append(*d.order, "dial")
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	near, far := net.Pipe()
+	d.far <- far
+	d.last = &pipeConn{Conn: near}
+	return d.last, nil
+}
+
+func newDialer() *fakeDialer { return &fakeDialer{far: make(chan net.Conn, 1)} }
+
+type noUDP struct{}
+
+func (noUDP) WriteUDP([]byte, netip.AddrPort, netip.AddrPort) error        { return nil }
+func (noUDP) RefuseUDP(netip.AddrPort, netip.AddrPort, int, syscall.Errno) {}
+
+// newRouter sends a.test and 192.0.2.0/24 to d, rejects 192.0.2.66 and drops
+// 192.0.2.77.
+func newRouter(t *testing.T, d outbound.Dialer, o Options) (*Router, *fakeNames, *bytes.Buffer) {
+	t.Helper()
+	dest := func(s string) []rule.Dest {
+		p, err := rule.ParseDest(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []rule.Dest{p}
+	}
+	table, err := rule.Compile([]rule.Rule{
+		{To: dest("192.0.2.66"), Via: "reject", Line: 10},
+		{To: dest("192.0.2.77"), Via: "drop", Line: 11},
+		{To: dest("a.test"), Via: "p1", Line: 12},
+		{To: dest("192.0.2.0/24"), Via: "p1", Line: 13},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Snapshot, err = NewSnapshot(table, []*Outbound{
+		{Name: "reject", Dialer: outbound.Reject{}},
+		{Name: "drop", Dialer: outbound.Drop{}},
+		{Name: "p1", Hops: []string{"d1", "p1"}, Dialer: d},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := new(fakeNames)
+	var log bytes.Buffer
+	o.Names, o.UDP, o.Logger = names, noUDP{}, slog.New(slog.NewTextHandler(&log, nil))
+	r, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, names, &log
+}
+
+func TestAcceptComesAfterDial(t *testing.T) {
+	d, q := newDialer(), newRequest("198.18.0.9:80")
+	d.order = q.order
+	r, names, log := newRouter(t, d, Options{})
+	done := make(chan struct{})
+	go func() { r.ServeTCP(t.Context(), q); close(done) }()
+	upstream, far := <-d.far, <-q.far
+
+	if want := (flow.Target{Name: "a.test", Port: 80}); d.targets[0] != want {
+		t.Errorf("dialled %+v, want %+v: a fake address must not leave", d.targets[0], want)
+	}
+	if names.holds() != 1 {
+		t.Errorf("%d leases held during the flow, want 1", names.holds())
+	}
+	if list := r.Flows(); len(list) != 1 || list[0].Outbound != "p1" {
+		t.Errorf("Flows = %+v, want the one", list)
+	}
+	go far.Write([]byte("ping"))
+	io.ReadFull(upstream, make([]byte, 4))
+	far.Close()
+	upstream.Close()
+	<-done
+	if got := strings.Join(*q.order, " "); got != "dial accept" {
+		t.Errorf("order %q, want dial before accept", got)
+	}
+	if names.holds() != 0 || len(r.Flows()) != 0 {
+		t.Errorf("%d leases and %d flows held after the end, want none", names.holds(), len(r.Flows()))
+	}
+	for _, want := range []string{"net=tcp", "src=10.0.0.2:4000", "dst=a.test:80", "rule=3", "line=12", "out=p1", `hops="d1 > p1"`, "up=4", "down=0", "end=eof"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the record lacks %s: %s", want, log)
+		}
+	}
+	if strings.Contains(log.String(), "198.18.") {
+		t.Errorf("the record shows a fake address: %s", log)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	hop := func(op string, err error) error {
+		return &outbound.HopError{Hop: 2, Hops: 2, Upstream: "p1", Op: op, Err: err}
+	}
+	for _, c := range []struct {
+		name, dst string
+		dial      error
+		want      syscall.Errno
+		log       string
+	}{
+		{"orphan", "198.18.0.10:80", nil, syscall.EHOSTUNREACH, "end=orphan"},
+		{"reject", "192.0.2.66:80", nil, syscall.EACCES, "line=10 out=reject up=0"},
+		{"drop", "192.0.2.77:80", nil, 0, "end=rejected"},
+		{"default", "203.0.113.1:80", nil, syscall.EACCES, "rule=default out=reject"},
+		{"refused by the target", "192.0.2.1:80", hop("request", socks.ReplyRefused), syscall.ECONNREFUSED, "end=refused"},
+		{"ruleset of the server", "192.0.2.1:80", hop("request", socks.ReplyRuleset), syscall.EACCES, "hop 2 of 2 (p1)"},
+		{"the server is down", "192.0.2.1:80", hop("connect", syscall.ECONNREFUSED), syscall.EHOSTUNREACH, "end=failed"},
+		{"no network", "192.0.2.1:80", syscall.ENETUNREACH, syscall.ENETUNREACH, "end=failed"},
+	} {
+		d, q := newDialer(), newRequest(c.dst)
+		d.err = c.dial
+		r, names, log := newRouter(t, d, Options{})
+		r.ServeTCP(t.Context(), q)
+		select {
+		case got := <-q.refused:
+			if got != c.want {
+				t.Errorf("%s: refused with %v, want %v", c.name, got, c.want)
+			}
+		default:
+			t.Errorf("%s: not refused", c.name)
+		}
+		if !strings.Contains(log.String(), c.log) {
+			t.Errorf("%s: the record lacks %q: %s", c.name, c.log, log)
+		}
+		if c.dial == nil && len(d.targets) != 0 {
+			t.Errorf("%s: dialled %v, want no dial", c.name, d.targets)
+		}
+		if names.holds() != 0 {
+			t.Errorf("%s: a lease is still held", c.name)
+		}
+	}
+}
+
+func TestClientThatLeftEndsTheUpstream(t *testing.T) {
+	d, q := newDialer(), newRequest("192.0.2.1:80")
+	q.gone = syscall.ECONNRESET
+	r, _, log := newRouter(t, d, Options{})
+	r.ServeTCP(t.Context(), q)
+	if !d.last.reset {
+		t.Error("the upstream was not reset")
+	}
+	if !strings.Contains(log.String(), "end=client") {
+		t.Errorf("record %s, want end=client", log)
+	}
+}
+
+func TestLimitEvictsOnlyWhatIsIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDialer()
+		r, _, _ := newRouter(t, d, Options{MaxFlows: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan struct{})
+		go func() { r.Run(ctx); close(ran) }()
+		serve := func() (*fakeRequest, chan struct{}) {
+			q, done := newRequest("192.0.2.1:80"), make(chan struct{})
+			go func() { r.ServeTCP(ctx, q); close(done) }()
+			synctest.Wait()
+			return q, done
+		}
+		first, firstDone := serve()
+		<-d.far
+		second, _ := serve()
+		if e := <-second.refused; e != syscall.ECONNREFUSED {
+			t.Errorf("a flow over the limit was refused with %v", e)
+		}
+		time.Sleep(2 * evictable)
+		_, thirdDone := serve()
+		<-firstDone
+		far := <-first.far
+		if _, err := far.Read(make([]byte, 1)); err == nil {
+			t.Error("the idle flow was not ended for the new one")
+		}
+		if s := r.Stats(); s.Flows != 1 || s.FlowsEvicted != 1 || s.FlowsRefused != 1 {
+			t.Errorf("%+v", s)
+		}
+		cancel()
+		<-thirdDone
+		<-ran
+	})
+}
+
+func TestSwapDecidesNewFlows(t *testing.T) {
+	d := newDialer()
+	r, _, _ := newRouter(t, d, Options{})
+	empty, err := rule.Compile(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSnapshot(empty, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Swap(s)
+	q := newRequest("192.0.2.1:80")
+	r.ServeTCP(t.Context(), q)
+	if e := <-q.refused; e != syscall.EACCES || len(d.targets) != 0 {
+		t.Errorf("after Swap: refused with %v and %d dials, want EACCES and none", e, len(d.targets))
+	}
+}
+
+func TestSnapshotNeedsTheOutboundsOfItsRules(t *testing.T) {
+	table, err := rule.Compile([]rule.Rule{{Via: "nowhere"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewSnapshot(table, nil); err == nil || !strings.Contains(err.Error(), "nowhere") {
+		t.Errorf("NewSnapshot = %v, want an error that names the outbound", err)
+	}
+}
+
+func TestUDPIsDecidedAtOnce(t *testing.T) {
+	r, names, _ := newRouter(t, newDialer(), Options{}) // whose dialer carries no UDP
+	for _, c := range []struct {
+		dst   string
+		taken bool
+	}{
+		{"192.0.2.1:443", false},  // no UDP through p1
+		{"198.18.0.9:443", false}, // the same by name
+		{"198.18.0.10:443", false},
+		{"192.0.2.66:443", false},
+		{"192.0.2.77:443", true}, // dropped
+		{"203.0.113.1:443", false},
+	} {
+		if got := r.ServeUDP(client, netip.MustParseAddrPort(c.dst), []byte("x")); got != c.taken {
+			t.Errorf("%s: taken %v, want %v", c.dst, got, c.taken)
+		}
+	}
+	if names.holds() != 0 {
+		t.Errorf("%d leases held, want none", names.holds())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.Run(ctx)
+}
+
+// fakeEcho is an echo request; answer gets "reply" or the errno.
+type fakeEcho struct {
+	dst    netip.Addr
+	answer chan string
+}
+
+func (e *fakeEcho) Source() netip.Addr       { return client.Addr() }
+func (e *fakeEcho) Destination() netip.Addr  { return e.dst }
+func (e *fakeEcho) Data() []byte             { return []byte("data") }
+func (e *fakeEcho) Reply()                   { e.answer <- "reply" }
+func (e *fakeEcho) Refuse(err syscall.Errno) { e.answer <- err.Error() }
+
+// pinger is an outbound that can ask for echoes.
+type pinger struct {
+	*fakeDialer
+	err error
+}
+
+func (p pinger) Echo(context.Context, netip.Addr, []byte) error { return p.err }
+
+func TestEcho(t *testing.T) {
+	unreachable := syscall.EHOSTUNREACH.Error()
+	for _, c := range []struct {
+		name, dst string
+		via       outbound.Dialer
+		want      string
+	}{
+		{"a name answers for itself", "198.18.0.9", newDialer(), "reply"},
+		{"orphan", "198.18.0.10", newDialer(), unreachable},
+		{"through a proxy", "192.0.2.1", newDialer(), unreachable},
+		{"direct", "192.0.2.1", pinger{}, "reply"},
+		{"direct to nobody", "192.0.2.1", pinger{err: syscall.EHOSTUNREACH}, unreachable},
+		{"rejected", "192.0.2.66", pinger{}, unreachable},
+	} {
+		r, names, _ := newRouter(t, c.via, Options{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan struct{})
+		go func() { r.Run(ctx); close(ran) }()
+		e := &fakeEcho{netip.MustParseAddr(c.dst), make(chan string, 1)}
+		r.ServeEcho(ctx, e)
+		if got := <-e.answer; got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		cancel()
+		<-ran
+		if names.holds() != 0 {
+			t.Errorf("%s: a lease is still held", c.name)
+		}
+	}
+}
+
+func TestEndOfDial(t *testing.T) {
+	for err, want := range map[error]End{
+		outbound.ErrRejected:     EndRejected,
+		outbound.ErrDropped:      EndRejected,
+		context.Canceled:         EndCanceled,
+		syscall.ECONNREFUSED:     EndRefused,
+		context.DeadlineExceeded: EndFailed,
+		errors.New("whatever"):   EndFailed,
+	} {
+		if got := endOfDial(err); got != want {
+			t.Errorf("endOfDial(%v) = %s, want %s", err, got, want)
+		}
+	}
+}

@@ -1,0 +1,350 @@
+package udpnat
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+)
+
+// maxDatagram is the largest UDP payload, in bytes (IPv4: 65,535 less headers).
+const maxDatagram = 65507
+
+// A path's queue holds what a client sends until it hears of the first answer:
+// a QUIC client's first flight is about ten datagrams of 1,200 bytes.
+const (
+	queueDatagrams = 16
+	queueBytes     = 64 << 10
+)
+
+// session is one client source on one outbound.
+type session struct {
+	table  *Table
+	key    sessionKey
+	dialer outbound.PacketDialer
+	used   atomic.Int64 // unix nanoseconds of the last datagram either way
+
+	opened chan struct{} // closed when conn or err is there
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu      sync.RWMutex // guards what follows
+	conn    outbound.PacketConn
+	err     error     // why there is no conn, or no longer
+	failed  time.Time // when err came
+	closed  bool
+	paths   map[netip.AddrPort]*path   // by destination, as the client has it
+	senders map[netip.AddrPort]*sender // by real address: only those that answer for a name
+}
+
+// sender is a real address that answers for a name.
+type sender struct {
+	owner atomic.Pointer[path] // of several names, the last that sent
+}
+
+func newSession(t *Table, key sessionKey, d outbound.PacketDialer, now time.Time) *session {
+	s := &session{
+		table: t, key: key, dialer: d,
+		opened:  make(chan struct{}),
+		paths:   make(map[netip.AddrPort]*path),
+		senders: make(map[netip.AddrPort]*sender),
+	}
+	s.ctx, s.cancel = context.WithCancel(t.ctx)
+	s.used.Store(now.UnixNano())
+	return s
+}
+
+// run opens the conversation and brings its replies back until it ends.
+func (s *session) run() {
+	defer s.cancel()
+	conn, err := s.dialer.OpenUDP(s.ctx)
+	s.mu.Lock()
+	if err == nil && s.closed {
+		conn.Close()
+		err = context.Canceled
+	}
+	s.conn, s.err = conn, err
+	if err != nil {
+		s.conn, s.failed = nil, time.Now()
+	}
+	s.mu.Unlock()
+	close(s.opened)
+	if errors.Is(err, outbound.ErrNoUDP) {
+		s.table.markNoUDP(s.key.outbound, time.Now())
+	}
+	if err != nil {
+		return // the table keeps s until it has cooled down
+	}
+	b := make([]byte, maxDatagram)
+	for {
+		n, from, err := conn.ReadFrom(b)
+		if err != nil {
+			s.mu.Lock()
+			if !s.closed {
+				s.err = err
+			}
+			s.mu.Unlock()
+			s.table.end(s, err)
+			return
+		}
+		now := time.Now()
+		s.used.Store(now.UnixNano())
+		seen := from
+		if p := s.answers(from); p != nil {
+			seen = p.dst
+			p.used.Store(now.UnixNano())
+			p.answered.Store(now.UnixNano())
+			p.down.Add(int64(n))
+			p.received.Add(1)
+		}
+		// The client's family decides; a reply of the other one has no
+		// way to it.
+		_ = s.table.opts.Writer.WriteUDP(b[:n], seen, s.key.src)
+	}
+}
+
+// answers returns the path that a reply from a real address belongs to, nil for
+// a stranger. See the package's Theory of operation.
+func (s *session) answers(from netip.AddrPort) *path {
+	s.mu.RLock()
+	known := s.senders[from]
+	plain := s.paths[from]
+	s.mu.RUnlock()
+	if known == nil && plain != nil {
+		return plain
+	}
+	var owner *path
+	if known != nil {
+		owner = known.owner.Load()
+		if owner.open() {
+			return owner
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var waiting *path
+	for _, p := range s.paths {
+		if p.sender.Load() == nil && p.decision.Target.Name != "" && p.dst.Port() == from.Port() && p.sent.Load() > 0 &&
+			(waiting == nil || p.first.Load() < waiting.first.Load()) {
+			waiting = p
+		}
+	}
+	if waiting == nil {
+		return owner
+	}
+	s.learnLocked(waiting, from)
+	return waiting
+}
+
+// learnLocked takes note that from answers for p's name.
+func (s *session) learnLocked(p *path, from netip.AddrPort) {
+	e := s.senders[from]
+	if e == nil {
+		e = new(sender)
+		s.senders[from] = e
+	}
+	e.owner.Store(p)
+	p.sender.Store(e)
+	p.senderAddr = from
+}
+
+// add takes in a path, unless there are max already or the session has ended.
+func (s *session) add(p *path, max int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.paths) >= max {
+		return false
+	}
+	s.paths[p.dst] = p
+	return true
+}
+
+func (s *session) remove(p *path) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.paths, p.dst)
+	if e := p.sender.Load(); e != nil && e.owner.Load() == p {
+		delete(s.senders, p.senderAddr)
+	}
+}
+
+// close ends the conversation and returns its paths.
+func (s *session) close() []*path {
+	s.cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	paths := make([]*path, 0, len(s.paths))
+	for _, p := range s.paths {
+		paths = append(paths, p)
+	}
+	return paths
+}
+
+func (s *session) cause() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.err
+}
+
+// cooled says that opening failed and that it may be tried again.
+func (s *session) cooled(now time.Time) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return !s.failed.IsZero() && now.Sub(s.failed) >= cooldown
+}
+
+// path is a session's conversation with one destination.
+type path struct {
+	session  *session
+	src, dst netip.AddrPort // as the client has them
+	decision Decision
+	start    time.Time
+
+	used, first, last, answered atomic.Int64 // unix nanoseconds: either way; first and last sent; last answer
+	up, down, sent, received    atomic.Int64
+
+	sender     atomic.Pointer[sender] // who answers for the name; set once
+	senderAddr netip.AddrPort         // its address; guarded by session.mu
+
+	ready atomic.Pointer[way] // nil: datagrams wait
+
+	mu     sync.Mutex // guards what follows
+	queue  [][]byte
+	queued int // bytes
+	failed syscall.Errno
+	dead   bool
+}
+
+// way is what a path needs to send.
+type way struct {
+	conn   outbound.PacketConn
+	target flow.Target
+}
+
+func newPath(s *session, src, dst netip.AddrPort, d Decision, now time.Time) *path {
+	p := &path{session: s, src: src, dst: dst, decision: d, start: now}
+	p.used.Store(now.UnixNano())
+	return p
+}
+
+// send takes a datagram; false: refused.
+func (p *path) send(payload []byte) bool {
+	now := time.Now().UnixNano()
+	p.used.Store(now)
+	p.session.used.Store(now)
+	if w := p.ready.Load(); w != nil {
+		p.write(w, payload, now)
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dead {
+		return p.failed == 0
+	}
+	if w := p.ready.Load(); w != nil { // made ready meanwhile
+		p.write(w, payload, now)
+		return true
+	}
+	if len(p.queue) < queueDatagrams && p.queued+len(payload) <= queueBytes {
+		p.queue = append(p.queue, append([]byte(nil), payload...))
+		p.queued += len(payload)
+	}
+	return true
+}
+
+// write sends. An error is a lost datagram: what ends the conversation is
+// ReadFrom's to say.
+func (p *path) write(w *way, payload []byte, now int64) {
+	if s := p.sender.Load(); s != nil && s.owner.Load() != p {
+		s.owner.Store(p)
+	}
+	p.last.Store(now)
+	if p.sent.Add(1) == 1 {
+		p.first.Store(now)
+	}
+	if w.conn.WriteTo(payload, w.target) == nil {
+		p.up.Add(int64(len(payload)))
+	}
+}
+
+// open says that p has sent since its last answer.
+func (p *path) open() bool { return p.last.Load() > p.answered.Load() }
+
+// prepare opens the path's way, then sends what waits.
+func (p *path) prepare() {
+	s := p.session
+	select {
+	case <-s.opened:
+	case <-s.ctx.Done():
+		return
+	}
+	s.mu.RLock()
+	conn, err := s.conn, s.err
+	s.mu.RUnlock()
+	var target flow.Target
+	if err == nil && conn == nil {
+		return // closed
+	}
+	if err == nil {
+		target, err = conn.Prepare(s.ctx, p.decision.Target)
+	}
+	if err != nil {
+		p.refuse(err)
+		return
+	}
+	w := &way{conn: conn, target: target}
+	if target.Name != "" && target.Addr.IsValid() {
+		s.mu.Lock()
+		s.learnLocked(p, target.AddrPort())
+		s.mu.Unlock()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now().UnixNano()
+	for _, b := range p.queue {
+		p.write(w, b, now)
+	}
+	p.queue = nil
+	p.ready.Store(w)
+}
+
+// refuse tells the client of whatever waits that it went nowhere, and leaves the
+// path refusing until it is removed.
+func (p *path) refuse(err error) {
+	e := outbound.Errno(err)
+	if errors.Is(err, outbound.ErrNoUDP) {
+		e = syscall.ECONNREFUSED
+	}
+	if errors.Is(err, context.Canceled) {
+		e = 0
+	}
+	p.mu.Lock()
+	queue := p.queue
+	p.queue, p.dead, p.failed = nil, true, e
+	p.mu.Unlock()
+	for _, b := range queue {
+		p.session.table.opts.Writer.RefuseUDP(p.src, p.dst, len(b), e)
+	}
+}
+
+// finish gives back what the path holds and tells of it.
+func (p *path) finish(err error) {
+	if p.decision.Release != nil {
+		p.decision.Release()
+	}
+	p.session.table.opts.Done(Record{
+		Source: p.src, Destination: p.dst, Decision: p.decision,
+		Up: p.up.Load(), Down: p.down.Load(), Sent: p.sent.Load(), Received: p.received.Load(),
+		Start: p.start, Err: err,
+	})
+}

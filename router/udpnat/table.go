@@ -1,0 +1,339 @@
+package udpnat
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+)
+
+// Defaults of [Options].
+const (
+	DefaultIdle = 2 * time.Minute // RFC 4787 REQ-5: at least two minutes
+	// A session costs a socket and a read buffer; 4,096 of them stay
+	// below the usual limit of files and 300 MB.
+	DefaultMaxSessions = 4096
+	DefaultMaxPaths    = 1024
+)
+
+// Writer is the client's side. Its methods are called concurrently and do not
+// keep payload.
+type Writer interface {
+	// WriteUDP sends payload to the client at to, as if from had sent it.
+	WriteUDP(payload []byte, from, to netip.AddrPort) error
+	// RefuseUDP tells the client at src that a datagram of length bytes to
+	// dst went nowhere.
+	RefuseUDP(src, dst netip.AddrPort, length int, e syscall.Errno)
+}
+
+// Decision is where a path goes.
+type Decision struct {
+	Target   flow.Target
+	Outbound string                // the session's key, with the source
+	Dialer   outbound.PacketDialer // nil: the outbound carries no UDP
+	Drop     bool                  // tell the client nothing
+	Release  func()                // called once when the path ends; may be nil
+	Tag      any                   // comes back in the Record
+}
+
+// Record is a path that has ended.
+type Record struct {
+	Source, Destination netip.AddrPort // as the client has them
+	Decision            Decision
+	Up, Down            int64 // payload bytes
+	Sent, Received      int64 // datagrams
+	Start               time.Time
+	Err                 error // why it ended; nil for idle
+}
+
+// Options configure a [Table]. Decide and Writer are required.
+type Options struct {
+	// Decide says where a new path goes. It must not block.
+	Decide func(src, dst netip.AddrPort) Decision
+	Writer Writer
+	// Done is called for each path that ends, from goroutines that may take
+	// their time. nil: nobody wants to know.
+	Done func(Record)
+
+	Idle        time.Duration // 0: DefaultIdle
+	MaxSessions int           // 0: DefaultMaxSessions
+	MaxPaths    int           // of one session; 0: DefaultMaxPaths
+}
+
+// cooldown is how long a session that could not be opened is refused at once,
+// so that a client that repeats itself does not become a storm of dials.
+const cooldown = time.Second
+
+// noUDPFor is how long an outbound that carries no UDP is not asked again. A
+// server's config may change; a browser that falls back from QUIC should not pay
+// a dial for each new source port until then.
+const noUDPFor = time.Minute
+
+// Table is the table of sessions. Its methods are safe for concurrent use.
+type Table struct {
+	opts Options
+	ctx  context.Context // ends with Close
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu       sync.RWMutex // guards what follows; never held across I/O
+	paths    map[pathKey]*path
+	sessions map[sessionKey]*session
+	refused  map[pathKey]refusal
+	noUDP    map[string]time.Time // outbounds that have said that they carry no UDP, and until when that is believed
+	closed   bool
+	evicted  uint64
+}
+
+type pathKey struct{ src, dst netip.AddrPort }
+
+// refusal is a path that goes nowhere, kept for cooldown, so that a client that
+// goes on sending costs a look-up and not a decision and a record each time.
+type refusal struct {
+	until  time.Time
+	silent bool
+}
+
+// maxRefusals that are kept; what is beyond is refused without a record.
+const maxRefusals = 4096
+
+type sessionKey struct {
+	src      netip.AddrPort
+	outbound string
+}
+
+// New returns an empty table. [Table.Run] must run for entries to expire.
+func New(o Options) *Table {
+	if o.Idle <= 0 {
+		o.Idle = DefaultIdle
+	}
+	if o.MaxSessions <= 0 {
+		o.MaxSessions = DefaultMaxSessions
+	}
+	if o.MaxPaths <= 0 {
+		o.MaxPaths = DefaultMaxPaths
+	}
+	if o.Done == nil {
+		o.Done = func(Record) {}
+	}
+	t := &Table{opts: o, paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[string]time.Time), refused: make(map[pathKey]refusal)}
+	t.ctx, t.stop = context.WithCancel(context.Background())
+	return t
+}
+
+// Run expires idle entries until ctx ends, then ends all sessions and returns
+// when their goroutines have.
+func (t *Table) Run(ctx context.Context) {
+	tick := time.NewTicker(min(max(t.opts.Idle/8, 10*time.Millisecond), cooldown/2))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			t.expire(time.Now())
+		case <-ctx.Done():
+			t.stop()
+			t.mu.Lock()
+			t.closed = true
+			all := make([]*session, 0, len(t.sessions))
+			for _, s := range t.sessions {
+				all = append(all, s)
+			}
+			t.mu.Unlock()
+			for _, s := range all {
+				t.end(s, context.Cause(ctx))
+			}
+			t.work.Wait()
+			return
+		}
+	}
+}
+
+// Send takes a datagram of a client. It does not block and does not keep
+// payload; for a path that is open it does not allocate either. False says that
+// the client should be told at once that the port is unreachable.
+func (t *Table) Send(src, dst netip.AddrPort, payload []byte) bool {
+	t.mu.RLock()
+	p := t.paths[pathKey{src, dst}]
+	no, refused := t.refused[pathKey{src, dst}]
+	t.mu.RUnlock()
+	if p == nil {
+		if refused && time.Now().Before(no.until) {
+			return no.silent
+		}
+		var ok bool
+		if p, ok = t.open(src, dst); p == nil {
+			return ok
+		}
+	}
+	return p.send(payload)
+}
+
+// open makes the path of a first datagram. Without a path, ok says whether the
+// datagram is dropped in silence.
+func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
+	d := t.opts.Decide(src, dst)
+	release := func() {
+		if d.Release != nil {
+			d.Release()
+		}
+	}
+	now := time.Now()
+	t.mu.Lock()
+	if d.Drop || d.Dialer == nil || now.Before(t.noUDP[d.Outbound]) {
+		t.refuseLocked(src, dst, d, now)
+		t.mu.Unlock()
+		release()
+		return nil, d.Drop
+	}
+	if p := t.paths[pathKey{src, dst}]; p != nil || t.closed {
+		t.mu.Unlock()
+		release()
+		return p, true
+	}
+	key := sessionKey{src, d.Outbound}
+	s := t.sessions[key]
+	var victim *session
+	if s == nil {
+		if len(t.sessions) >= t.opts.MaxSessions {
+			victim = t.victimLocked()
+		}
+		s = newSession(t, key, d.Dialer, now)
+		t.sessions[key] = s
+		t.work.Go(s.run)
+	}
+	p := newPath(s, src, dst, d, now)
+	if !s.add(p, t.opts.MaxPaths) {
+		t.mu.Unlock()
+		release()
+		return nil, true
+	}
+	t.paths[pathKey{src, dst}] = p
+	t.work.Go(p.prepare)
+	if victim != nil {
+		t.work.Go(func() { t.end(victim, errEvicted) })
+	}
+	t.mu.Unlock()
+	return p, true
+}
+
+// refuseLocked keeps and tells a refusal.
+func (t *Table) refuseLocked(src, dst netip.AddrPort, d Decision, now time.Time) {
+	if t.closed || len(t.refused) >= maxRefusals {
+		return
+	}
+	t.refused[pathKey{src, dst}] = refusal{now.Add(cooldown), d.Drop}
+	t.work.Go(func() {
+		t.opts.Done(Record{Source: src, Destination: dst, Decision: d, Start: now, Err: outbound.ErrNoUDP})
+	})
+}
+
+var errEvicted = errors.New("made room for another session")
+
+// victimLocked chooses a session that has been idle for long: the longest of a
+// few taken at random (map order), since the longest of all would take a scan
+// of all for every new session under attack.
+func (t *Table) victimLocked() *session {
+	const sample = 16
+	var oldest *session
+	n := 0
+	for _, s := range t.sessions {
+		if oldest == nil || s.used.Load() < oldest.used.Load() {
+			oldest = s
+		}
+		if n++; n == sample {
+			break
+		}
+	}
+	t.evicted++
+	return oldest
+}
+
+// expire ends what has been idle.
+func (t *Table) expire(now time.Time) {
+	limit := now.Add(-t.opts.Idle).UnixNano()
+	var sessions []*session
+	var paths []*path
+	t.mu.RLock()
+	for _, s := range t.sessions {
+		if s.used.Load() < limit || s.cooled(now) {
+			sessions = append(sessions, s)
+		}
+	}
+	for _, p := range t.paths {
+		if p.used.Load() < limit && p.session.used.Load() >= limit {
+			paths = append(paths, p)
+		}
+	}
+	t.mu.RUnlock()
+	t.mu.Lock()
+	for k, r := range t.refused {
+		if now.After(r.until) {
+			delete(t.refused, k)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range sessions {
+		t.end(s, nil)
+	}
+	for _, p := range paths {
+		t.endPath(p)
+	}
+}
+
+// markNoUDP takes note that an outbound has said that it carries no UDP.
+func (t *Table) markNoUDP(outbound string, now time.Time) {
+	t.mu.Lock()
+	t.noUDP[outbound] = now.Add(noUDPFor)
+	t.mu.Unlock()
+}
+
+// end takes a session out of the table and closes it, once.
+func (t *Table) end(s *session, err error) {
+	t.mu.Lock()
+	if t.sessions[s.key] != s {
+		t.mu.Unlock()
+		return
+	}
+	delete(t.sessions, s.key)
+	paths := s.close()
+	for _, p := range paths {
+		delete(t.paths, pathKey{p.src, p.dst})
+	}
+	t.mu.Unlock()
+	if cause := s.cause(); cause != nil {
+		err = cause
+	}
+	for _, p := range paths {
+		p.finish(err)
+	}
+}
+
+func (t *Table) endPath(p *path) {
+	t.mu.Lock()
+	if t.paths[pathKey{p.src, p.dst}] != p {
+		t.mu.Unlock()
+		return
+	}
+	delete(t.paths, pathKey{p.src, p.dst})
+	p.session.remove(p)
+	t.mu.Unlock()
+	p.finish(nil)
+}
+
+// Stats are the sizes of the table now, and how many sessions had to make room.
+type Stats struct {
+	Sessions, Paths int
+	Evicted         uint64
+}
+
+// Stats returns the sizes.
+func (t *Table) Stats() Stats {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return Stats{Sessions: len(t.sessions), Paths: len(t.paths), Evicted: t.evicted}
+}

@@ -1,0 +1,477 @@
+package udpnat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeDialer is an outbound in memory. Its zero value opens at once.
+type fakeDialer struct {
+	gate    chan struct{} // nil: open at once; else when closed
+	err     error         // what opening returns
+	resolve map[string]netip.Addr
+
+	mu    sync.Mutex
+	conns []*fakeConn
+	tries int
+}
+
+func (d *fakeDialer) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
+	d.mu.Lock()
+	d.tries++
+	d.mu.Unlock()
+	if d.gate != nil {
+		select {
+		case <-d.gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	c := &fakeConn{dialer: d, replies: make(chan datagram, 64), closed: make(chan struct{})}
+	d.mu.Lock()
+	d.conns = append(d.conns, c)
+	d.mu.Unlock()
+	return c, nil
+}
+
+func (d *fakeDialer) opened() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tries
+}
+
+type datagram struct {
+	text string
+	from netip.AddrPort
+}
+
+type fakeConn struct {
+	dialer  *fakeDialer
+	replies chan datagram
+	once    sync.Once
+	closed  chan struct{}
+
+	mu   sync.Mutex
+	sent []string // "target payload"
+}
+
+func (c *fakeConn) Prepare(_ context.Context, t flow.Target) (flow.Target, error) {
+	if a, ok := c.dialer.resolve[t.Name]; ok {
+		t.Addr = a
+	}
+	return t, nil
+}
+
+func (c *fakeConn) WriteTo(p []byte, t flow.Target) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent = append(c.sent, t.String()+" "+string(p))
+	return nil
+}
+
+func (c *fakeConn) ReadFrom(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case d := <-c.replies:
+		return copy(b, d.text), d.from, nil
+	case <-c.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (c *fakeConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+// recorder is the client's side.
+type recorder struct {
+	mu      sync.Mutex
+	wrote   []string // "from > to payload"
+	refused []string // "src > dst errno"
+	records []Record
+}
+
+func (r *recorder) WriteUDP(p []byte, from, to netip.AddrPort) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wrote = append(r.wrote, fmt.Sprintf("%v > %v %s", from, to, p))
+	return nil
+}
+
+func (r *recorder) RefuseUDP(src, dst netip.AddrPort, n int, e syscall.Errno) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refused = append(r.refused, fmt.Sprintf("%v > %v %d bytes: %v", src, dst, n, e))
+}
+
+func (r *recorder) done(rec Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.records = append(r.records, rec)
+}
+
+func (r *recorder) told() []Record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.records)
+}
+
+var (
+	clientA = netip.MustParseAddrPort("10.0.0.2:1000")
+	clientB = netip.MustParseAddrPort("10.0.0.2:1001")
+	remote1 = netip.MustParseAddrPort("192.0.2.1:7")
+	remote2 = netip.MustParseAddrPort("192.0.2.2:7")
+	real1   = netip.MustParseAddrPort("203.0.113.1:7")
+	real2   = netip.MustParseAddrPort("203.0.113.2:7")
+	fake1   = netip.MustParseAddrPort("198.18.0.1:7")
+	fake2   = netip.MustParseAddrPort("198.18.0.2:7")
+)
+
+// names stand behind the fake addresses of these tests.
+var names = map[netip.Addr]string{fake1.Addr(): "one.test", fake2.Addr(): "two.test"}
+
+// via sends everything to d, fake addresses by name.
+func via(d outbound.PacketDialer) func(src, dst netip.AddrPort) Decision {
+	return func(_, dst netip.AddrPort) Decision {
+		t := flow.AddrTarget(dst)
+		if name, ok := names[dst.Addr()]; ok {
+			t = flow.Target{Name: name, Port: dst.Port()}
+		}
+		return Decision{Target: t, Outbound: "out", Dialer: d}
+	}
+}
+
+// run runs f in a bubble of time with a table, and stops the table after it.
+func run(t *testing.T, o Options, f func(*testing.T, *Table, *recorder)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		rec := new(recorder)
+		o.Writer, o.Done = rec, rec.done
+		tab := New(o)
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { tab.Run(ctx); close(ended) }()
+		f(t, tab, rec)
+		cancel()
+		<-ended
+		if s := tab.Stats(); s.Sessions != 0 || s.Paths != 0 {
+			t.Errorf("after Run: %+v, want an empty table", s)
+		}
+	})
+}
+
+func send(t *testing.T, tab *Table, src, dst netip.AddrPort, text string) bool {
+	t.Helper()
+	ok := tab.Send(src, dst, []byte(text))
+	synctest.Wait()
+	return ok
+}
+
+func want(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n got %q\nwant %q", what, got, want)
+	}
+}
+
+func TestOneSessionPerSourceServesAllTargets(t *testing.T) {
+	d := new(fakeDialer)
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		send(t, tab, clientA, remote1, "a1")
+		send(t, tab, clientA, remote2, "a2")
+		send(t, tab, clientB, remote1, "b1")
+		if d.opened() != 2 {
+			t.Fatalf("opened %d conversations, want one for each of two sources", d.opened())
+		}
+		want(t, "sent for A", d.conns[0].sent, "192.0.2.1:7 a1", "192.0.2.2:7 a2")
+		// Whoever writes reaches the client, asked or not.
+		stranger := netip.MustParseAddrPort("192.0.2.99:99")
+		for _, from := range []netip.AddrPort{remote2, remote1, stranger} {
+			d.conns[0].replies <- datagram{"r", from}
+		}
+		synctest.Wait()
+		want(t, "written", rec.wrote,
+			"192.0.2.2:7 > 10.0.0.2:1000 r", "192.0.2.1:7 > 10.0.0.2:1000 r", "192.0.2.99:99 > 10.0.0.2:1000 r")
+	})
+}
+
+func TestReplyComesFromTheFakeAddress(t *testing.T) {
+	t.Run("resolved here", func(t *testing.T) {
+		d := &fakeDialer{resolve: map[string]netip.Addr{"one.test": real1.Addr(), "two.test": real2.Addr()}}
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, fake1, "q1")
+			send(t, tab, clientA, fake2, "q2")
+			d.conns[0].replies <- datagram{"r2", real2}
+			d.conns[0].replies <- datagram{"r1", real1}
+			synctest.Wait()
+			want(t, "written", rec.wrote, "198.18.0.2:7 > 10.0.0.2:1000 r2", "198.18.0.1:7 > 10.0.0.2:1000 r1")
+		})
+	})
+	t.Run("resolved at the far end", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, fake1, "q1")
+			d.conns[0].replies <- datagram{"r1", real1}
+			synctest.Wait()
+			// real1 is known to be one.test now, so real2 is two.test.
+			send(t, tab, clientA, fake2, "q2")
+			send(t, tab, clientA, fake1, "q1 again")
+			d.conns[0].replies <- datagram{"r2", real2}
+			d.conns[0].replies <- datagram{"r1", real1}
+			// Another port is another conversation.
+			d.conns[0].replies <- datagram{"x", netip.AddrPortFrom(real1.Addr(), 8)}
+			synctest.Wait()
+			want(t, "sent", d.conns[0].sent, "one.test:7 q1", "two.test:7 q2", "one.test:7 q1 again")
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1",
+				"198.18.0.2:7 > 10.0.0.2:1000 r2", "198.18.0.1:7 > 10.0.0.2:1000 r1", "203.0.113.1:8 > 10.0.0.2:1000 x")
+		})
+	})
+	t.Run("two names share an address", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			for _, ask := range []netip.AddrPort{fake1, fake2, fake1} {
+				time.Sleep(time.Millisecond)
+				send(t, tab, clientA, ask, "q")
+				time.Sleep(time.Millisecond)
+				d.conns[0].replies <- datagram{"r", real1}
+				synctest.Wait()
+			}
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r",
+				"198.18.0.2:7 > 10.0.0.2:1000 r", "198.18.0.1:7 > 10.0.0.2:1000 r")
+		})
+	})
+}
+
+func TestDatagramsWaitForTheSession(t *testing.T) {
+	d := new(fakeDialer)
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		d.gate = make(chan struct{}) // of this bubble
+		var sent []string
+		for i := range queueDatagrams + 5 {
+			text := fmt.Sprint(i)
+			if !send(t, tab, clientA, remote1, text) {
+				t.Fatalf("datagram %d was refused; want it queued or lost", i)
+			}
+			if i < queueDatagrams {
+				sent = append(sent, "192.0.2.1:7 "+text)
+			}
+		}
+		close(d.gate)
+		synctest.Wait()
+		want(t, "sent once open", d.conns[0].sent, sent...)
+		send(t, tab, clientA, remote1, "later")
+		want(t, "sent", d.conns[0].sent, append(sent, "192.0.2.1:7 later")...)
+	})
+}
+
+func TestFailureToOpenIsToldAndCoolsDown(t *testing.T) {
+	d := &fakeDialer{err: errors.New("server down")}
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		d.gate = make(chan struct{}) // of this bubble
+		send(t, tab, clientA, remote1, "four")
+		close(d.gate)
+		synctest.Wait()
+		want(t, "refused", rec.refused, "10.0.0.2:1000 > 192.0.2.1:7 4 bytes: "+syscall.EHOSTUNREACH.Error())
+		if send(t, tab, clientA, remote1, "x") {
+			t.Error("a datagram while cooling down was taken, want it refused")
+		}
+		if d.opened() != 1 {
+			t.Errorf("opened %d times while cooling down, want once", d.opened())
+		}
+		time.Sleep(2 * cooldown)
+		synctest.Wait()
+		send(t, tab, clientA, remote1, "x")
+		if d.opened() != 2 {
+			t.Errorf("opened %d times after cooling down, want twice", d.opened())
+		}
+	})
+}
+
+func TestOutboundWithoutUDPIsRemembered(t *testing.T) {
+	d := &fakeDialer{err: fmt.Errorf("p1: %w", outbound.ErrNoUDP)}
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		d.gate = make(chan struct{}) // of this bubble
+		send(t, tab, clientA, remote1, "quic")
+		close(d.gate)
+		synctest.Wait()
+		want(t, "refused", rec.refused, "10.0.0.2:1000 > 192.0.2.1:7 4 bytes: "+syscall.ECONNREFUSED.Error())
+		if send(t, tab, clientB, remote2, "quic") {
+			t.Error("another source's datagram was taken, want it refused at once")
+		}
+		if d.opened() != 1 {
+			t.Errorf("asked the server %d times, want once", d.opened())
+		}
+		time.Sleep(noUDPFor)
+		send(t, tab, clientB, remote2, "quic")
+		if d.opened() != 2 {
+			t.Errorf("asked the server %d times after a minute, want twice", d.opened())
+		}
+	})
+}
+
+func TestIdlePathsEndAndGiveBackTheirLease(t *testing.T) {
+	d := new(fakeDialer)
+	var released atomic.Int32
+	decide := func(src, dst netip.AddrPort) Decision {
+		dec := via(d)(src, dst)
+		dec.Release = func() { released.Add(1) }
+		return dec
+	}
+	run(t, Options{Decide: decide, Idle: time.Minute}, func(t *testing.T, tab *Table, rec *recorder) {
+		send(t, tab, clientA, remote1, "12345")
+		d.conns[0].replies <- datagram{"123", remote1}
+		for range 10 { // remote2 keeps the session, not the path to remote1
+			time.Sleep(20 * time.Second)
+			send(t, tab, clientA, remote2, "x")
+		}
+		synctest.Wait()
+		if s := tab.Stats(); s.Sessions != 1 || s.Paths != 1 || released.Load() != 1 {
+			t.Fatalf("%+v and %d leases given back; want a session, its busy path and one lease", s, released.Load())
+		}
+		if r := rec.told()[0]; r.Destination != remote1 || r.Up != 5 || r.Down != 3 || r.Sent != 1 || r.Received != 1 || r.Err != nil {
+			t.Errorf("record %+v", r)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if s := tab.Stats(); s.Sessions != 0 || released.Load() != 2 {
+			t.Errorf("%+v and %d leases given back; want none and 2", s, released.Load())
+		}
+	})
+}
+
+func TestConversationThatBreaksEndsItsSession(t *testing.T) {
+	d := new(fakeDialer)
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		send(t, tab, clientA, remote1, "x")
+		d.conns[0].Close() // as when the SOCKS server ends the association
+		synctest.Wait()
+		if s := tab.Stats(); s.Sessions != 0 || len(rec.told()) != 1 || !errors.Is(rec.told()[0].Err, net.ErrClosed) {
+			t.Fatalf("%+v, records %+v; want the session gone and told", s, rec.told())
+		}
+		send(t, tab, clientA, remote1, "y")
+		if d.opened() != 2 {
+			t.Errorf("opened %d times, want a new conversation", d.opened())
+		}
+	})
+}
+
+func TestLimits(t *testing.T) {
+	d := new(fakeDialer)
+	run(t, Options{Decide: via(d), MaxSessions: 4, MaxPaths: 3}, func(t *testing.T, tab *Table, rec *recorder) {
+		for i := range 10 {
+			time.Sleep(time.Second)
+			send(t, tab, netip.AddrPortFrom(clientA.Addr(), uint16(2000+i)), remote1, "x")
+		}
+		if s := tab.Stats(); s.Sessions != 4 || s.Evicted != 6 {
+			t.Errorf("%+v; want 4 sessions, 6 evicted", s)
+		}
+		newest := netip.AddrPortFrom(clientA.Addr(), 2009)
+		for i := range 5 {
+			send(t, tab, newest, netip.AddrPortFrom(remote2.Addr(), uint16(i+1)), "x")
+		}
+		if s := tab.Stats(); s.Paths != 3+3 {
+			t.Errorf("%+v; want 3 paths of one session and one each of 3 others", s)
+		}
+	})
+}
+
+func TestDecisionWithoutSession(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		d     Decision
+		taken bool
+	}{
+		{"no UDP", Decision{}, false},
+		{"drop", Decision{Drop: true}, true},
+	} {
+		released := 0
+		c.d.Release = func() { released++ }
+		run(t, Options{Decide: func(_, _ netip.AddrPort) Decision { return c.d }}, func(t *testing.T, tab *Table, rec *recorder) {
+			for range 100 { // decided and told once
+				if got := send(t, tab, clientA, remote1, "x"); got != c.taken || released != 1 || len(rec.told()) != 1 {
+					t.Fatalf("%s: Send = %v with %d leases given back and %d records, want %v, 1 and 1", c.name, got, released, len(rec.told()), c.taken)
+				}
+			}
+			time.Sleep(2 * cooldown)
+			if send(t, tab, clientA, remote1, "x"); released != 2 {
+				t.Errorf("%s: decided %d times after cooling down, want twice", c.name, released)
+			}
+		})
+	}
+}
+
+func TestSendAllocatesNothingOnceOpen(t *testing.T) {
+	tab, stop := discardTable()
+	defer stop()
+	payload := make([]byte, 1200)
+	waitReady(tab)
+	if n := testing.AllocsPerRun(1000, func() { tab.Send(clientA, remote1, payload) }); n != 0 {
+		t.Errorf("%v allocations per datagram, want 0", n)
+	}
+}
+
+func BenchmarkSend(b *testing.B) {
+	tab, stop := discardTable()
+	defer stop()
+	payload := make([]byte, 1200)
+	waitReady(tab)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(payload)))
+	for b.Loop() {
+		tab.Send(clientA, remote1, payload)
+	}
+}
+
+// discardConn swallows what it is sent.
+type discardConn struct{ *fakeConn }
+
+func (discardConn) WriteTo([]byte, flow.Target) error { return nil }
+
+type discardDialer struct{}
+
+func (discardDialer) OpenUDP(context.Context) (outbound.PacketConn, error) {
+	return discardConn{&fakeConn{dialer: new(fakeDialer), closed: make(chan struct{})}}, nil
+}
+
+// discardTable returns a running table whose outbound swallows everything.
+func discardTable() (*Table, func()) {
+	tab := New(Options{Decide: via(discardDialer{}), Writer: new(recorder)})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { tab.Run(ctx); close(ended) }()
+	return tab, func() { cancel(); <-ended }
+}
+
+// waitReady sends until the path is open.
+func waitReady(tab *Table) {
+	for {
+		tab.Send(clientA, remote1, nil)
+		tab.mu.RLock()
+		p := tab.paths[pathKey{clientA, remote1}]
+		tab.mu.RUnlock()
+		if p != nil && p.ready.Load() != nil {
+			return
+		}
+		time.Sleep(time.Millisecond) // the path's goroutine announces nothing
+	}
+}
