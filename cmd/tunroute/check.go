@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"tunroute/cmd/tunroute/engine"
+)
+
+func newCheck() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "check [-c FILE]",
+		Short: "Tell every error and warning of a config",
+		Long: `Check reads a config and tells all that is wrong in it, each with its place,
+the line and a hint. The exit status is 1 if there is an error and 0 if there are
+warnings at most. Nothing is opened, resolved or changed.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := load(file)
+			if err != nil {
+				return err
+			}
+			if err := engine.Check(cfg); err != nil {
+				return told(fmt.Errorf("%s: %w", file, err))
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: in order: %d upstreams, %d rules\n", file, len(cfg.Upstreams), len(cfg.Rules))
+			return nil
+		},
+	}
+	configFlag(c, &file, defaultConfig)
+	return c
+}

@@ -1,0 +1,222 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/rule"
+)
+
+// Config is a whole config.
+//
+// The comments of the fields that have a yaml tag, here and below, are what
+// docs/config.md says of the key.
+type Config struct {
+	// The servers that flows can be sent through. Each has a name of its
+	// own, by which rules and other upstreams call it: letters, digits, "-",
+	// "_" and ".", at most 63. The value is a URL, or a mapping with the keys
+	// below. `direct`, `reject`, `drop` and `dns` are built in and cannot be
+	// names of upstreams.
+	Upstreams Upstreams `yaml:"upstreams"`
+	// Where names are resolved.
+	Names Names `yaml:"names"`
+	// The rules, of which the first that matches a flow decides; a flow
+	// that none matches is rejected. [rules.md](rules.md) tells how a rule
+	// matches, with examples.
+	Rules []Rule `yaml:"rules"`
+	// The TUN interface and the routes into it. `routes`, `exclude`, `table`,
+	// `mark` and `strict` are for `run`: `exec` has a network namespace of its
+	// own, from which nothing leads out but its TUN.
+	TUN TUN `yaml:"tun"`
+	// The DNS server that gives names fake addresses.
+	DNS DNS `yaml:"dns"`
+	// How long to wait. A duration is a number with its unit: `500ms`,
+	// `10s`, `2m`, `1h30m`.
+	Timeouts Timeouts `yaml:"timeouts"`
+	// How much to hold at once. At a limit, what has been idle for longest
+	// makes room; where nothing is idle, the new one is refused.
+	Limits Limits `yaml:"limits"`
+	// What is logged, and how.
+	Log Log `yaml:"log"`
+
+	File     string `yaml:"-"` // where it was read from; "" for none
+	Warnings Errors `yaml:"-"` // what is allowed but probably not meant
+
+	modes rule.NameTable[Mode] // of Names
+}
+
+// Upstream is a server that flows can be sent through, or a way out of this
+// machine with options of its own.
+type Upstream struct {
+	// How it is spoken to and where it is: `SCHEME://HOST:PORT`, with port
+	// 1080 where none is given and IPv6 addresses in brackets. `socks4a` and
+	// `socks5h` send names to the server; `socks4` and `socks5` resolve them
+	// on this machine and send addresses. `direct`, without a host, is no
+	// server but the way out of this machine, for the sake of `bind`,
+	// `interface` and `mark`. `USER:PASSWORD@` in front of the host is the
+	// same as the keys `user` and `password`; what has a special meaning in
+	// a URL is written as a percent sign and two hexadecimal digits.
+	URL string `yaml:"url"`
+	// Another upstream, through which this one is reached: a chain. Names go
+	// to the last server of the chain only.
+	Via string `yaml:"via,omitempty"`
+	// The user name, or for SOCKS4 the user id; at most 255 bytes. Like the
+	// password it can be `{file: PATH}` or `{env: VARIABLE}`.
+	User string `yaml:"user,omitempty" secret:"reference"`
+	// The password; at most 255 bytes. Better than to write it here is
+	// `{file: PATH}`, which reads it from a file (a path without a leading
+	// slash starts at the directory of the config; one newline at the end
+	// does not count), or `{env: VARIABLE}`. A server that has a password
+	// here is not spoken to without it.
+	Password Secret `yaml:"password,omitempty"`
+	// The source address of our connections. Not with `via`.
+	Bind netip.Addr `yaml:"bind,omitempty"`
+	// The network interface that our connections leave by, whatever the
+	// routes say. Linux only. Not with `via`.
+	Interface string `yaml:"interface,omitempty"`
+	// The firewall mark of our connections, for policy routing; hexadecimal
+	// as in `0x20` or decimal. The bits of `tun.mark` are added in `run` and
+	// cannot be used here. Linux only. Not with `via`.
+	Mark uint32 `yaml:"mark,omitempty"`
+
+	Name   string      `yaml:"-"`
+	Scheme Scheme      `yaml:"-"` // of URL
+	Server flow.Target `yaml:"-"` // of URL; the zero Target for Direct
+	Line   int         `yaml:"-"` // where the config has it; 0 where there is no file
+
+	at, atURL, atVia, atMark place
+}
+
+// Upstreams are the upstreams in the order of the file.
+type Upstreams []*Upstream
+
+// Names says where names are resolved.
+//
+// A mode is one of three. `remote`: the program gets a fake address, the name
+// goes to the last server of the chain, and nobody else is asked. `local`: one
+// of `dns.resolvers` is asked and the program gets the true address, so that
+// rules about names cannot see the flow. `local-then-remote`: as `local`, and as
+// `remote` if there is no such name or no answer; this tells the resolver all
+// names that only the far end should know.
+//
+// The lists make exceptions for names, written as in rules: `example.org` for
+// that name, `.example.org` for it and everything below. The longest that fits
+// counts.
+type Names struct {
+	// The mode of names that are in none of the lists.
+	Default Mode `yaml:"default"`
+	// Names with the mode `remote`.
+	Remote []rule.Dest `yaml:"remote"`
+	// Names with the mode `local`.
+	Local []rule.Dest `yaml:"local"`
+	// Names with the mode `local-then-remote`.
+	LocalThenRemote []rule.Dest `yaml:"local-then-remote"`
+
+	atDefault, atLocalThenRemote place
+}
+
+// Rule says where some flows go.
+//
+// All keys that it has must match. A key may have one value or a list of them,
+// of which one must match.
+type Rule struct {
+	// Where the flow comes from: addresses and prefixes.
+	From []netip.Prefix `yaml:"from,omitempty"`
+	// Where the flow wants to go: an address or prefix, `name`, `.suffix`
+	// (the domain and everything below it), a name with `*` for single
+	// labels, or `.` for every name.
+	To []rule.Dest `yaml:"to,omitempty"`
+	// The port that the flow wants to go to: a number, a range as in
+	// `8000-8100`, or the name of a service as in `https`.
+	Port []rule.PortRange `yaml:"port,omitempty"`
+	// `tcp` or `udp`.
+	Proto []Proto `yaml:"proto,omitempty"`
+	// Where the flow goes: an upstream, or `direct` (out of this machine),
+	// `reject` (the program is told at once that it may not), `drop` (the
+	// program is told nothing).
+	Via string `yaml:"via"`
+
+	Line int `yaml:"-"` // where the config has it; 0 where there is no file
+
+	at, atVia, atTo place
+}
+
+// TUN is the interface that programs send their packets to.
+type TUN struct {
+	// The name of the interface; at most 15 letters.
+	Name string `yaml:"name"`
+	// The largest packet in bytes, IP header included; 1280 to 65535.
+	MTU int `yaml:"mtu"`
+	// The prefixes that are routed into the interface. The fake ranges of
+	// `dns` always are.
+	Routes []netip.Prefix `yaml:"routes"`
+	// The prefixes that stay outside even if `routes` has them.
+	Exclude []netip.Prefix `yaml:"exclude"`
+	// The number of the routing table for these routes.
+	Table uint32 `yaml:"table"`
+	// The firewall mark of our own connections, by which they stay out of
+	// the interface: a value, or a value and a mask as in `0x10/0xf0`. Bits
+	// outside the mask are left alone.
+	Mark Mark `yaml:"mark"`
+	// Whether packets that `routes` would send into the interface are refused
+	// while there is none, after a crash for example, instead of leaving by
+	// another way.
+	Strict bool `yaml:"strict"`
+
+	atExclude place
+}
+
+// DNS is the server that gives names fake addresses.
+type DNS struct {
+	// The range of fake IPv4 addresses; a prefix from /8 to /24.
+	Range4 netip.Prefix `yaml:"range4"`
+	// The range of fake IPv6 addresses; a prefix from /8 to /112.
+	Range6 netip.Prefix `yaml:"range6"`
+	// How long a client may keep an answer; from 1s to 1h, in whole seconds.
+	TTL time.Duration `yaml:"ttl"`
+	// Who is asked for names with the mode `local`, for the names of
+	// upstreams, and for what is no address of a name in mode `remote`:
+	// addresses, with port 53 where none is given, or `system` for what this
+	// machine is set up with.
+	Resolvers []Resolver `yaml:"resolvers"`
+	// Addresses of this machine on which to answer queries too, with port 53
+	// where none is given.
+	Listen []netip.AddrPort `yaml:"listen"`
+	// Whether every query on port 53 that enters the interface is answered
+	// here, whoever it was meant for.
+	Capture bool `yaml:"capture"`
+}
+
+// Timeouts is how long to wait.
+type Timeouts struct {
+	// For a TCP connection to a server, or directly to a target.
+	Connect time.Duration `yaml:"connect"`
+	// For a server to greet us and to check the password.
+	Negotiate time.Duration `yaml:"negotiate"`
+	// For a server to connect to the target and say so.
+	Request time.Duration `yaml:"request"`
+	// For another datagram, until a UDP conversation is over.
+	UDPIdle time.Duration `yaml:"udp-idle"`
+}
+
+// Limits is how much to hold at once.
+type Limits struct {
+	// TCP connections.
+	Flows int `yaml:"flows"`
+	// TCP connections that wait for their server's answer.
+	HalfOpen int `yaml:"half-open"`
+	// The same from one source address.
+	HalfOpenPerSource int `yaml:"half-open-per-source"`
+	// UDP conversations.
+	UDPSessions int `yaml:"udp-sessions"`
+}
+
+// Log is what is logged.
+type Log struct {
+	// The least level that is logged: `error`, `warn`, `info` (a line for
+	// each flow, at its end) or `debug`.
+	Level Level `yaml:"level"`
+	// `text` or `json`.
+	Format Format `yaml:"format"`
+}

@@ -1,0 +1,197 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"tunroute/router/flow"
+	"tunroute/router/rule"
+)
+
+// Load reads the config file at path. An error about its content is an [Errors]
+// with all that is wrong; one about the file itself names the path.
+func Load(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, Errors{{File: path, Msg: "there is no such file", Hint: "name the config with -c FILE"}}
+		}
+		return nil, Errors{{File: path, Msg: reason(err)}}
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, Errors{{File: path, Msg: reason(err)}}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, Errors{{File: path, Msg: reason(err)}}
+	}
+	return parse(path, data, readableByOthers(info.Mode()))
+}
+
+// reason returns what went wrong with a file whose name has been said.
+func reason(err error) string {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// Parse parses a config. The file name is for messages, and its directory is
+// where relative paths of secrets start. Every error is an [Errors].
+func Parse(filename string, data []byte) (*Config, error) {
+	return parse(filename, data, false)
+}
+
+func parse(filename string, data []byte, readable bool) (*Config, error) {
+	src := newSource(filename, data)
+	root, err := src.parseYAML(data)
+	if err != nil {
+		return nil, err
+	}
+	c := Default()
+	c.File = filename
+	d := &decoder{source: src, env: os.LookupEnv}
+	d.fields(root, reflect.ValueOf(c).Elem(), "the config")
+	d.link(c)
+	if len(d.errs) > 0 {
+		es := d.finish(d.errs)
+		return nil, es[:min(len(es), maxErrors)]
+	}
+	c.compileNames()
+	c.Warnings = d.finish(append(d.warnings(c), d.secretWarnings(readable)...))
+	return c, nil
+}
+
+// link checks what one part of the config says of another.
+func (d *decoder) link(c *Config) {
+	names := []string{}
+	byName := make(map[string]*Upstream)
+	for _, u := range c.Upstreams {
+		if u.Name != "" {
+			names = append(names, u.Name)
+			byName[u.Name] = u
+		}
+	}
+	for _, u := range c.Upstreams {
+		switch {
+		case u.Via == "" || byName[u.Via] != nil:
+		case u.Via == ViaDirect:
+			d.errorAt(u.atVia, "leave via out: that is the direct way", "upstream %q cannot go via %q", u.Name, u.Via)
+		default:
+			d.errorAt(u.atVia, didYouMean(u.Via, names), "upstream %q goes via %q, which is not an upstream", u.Name, short(u.Via))
+		}
+		if c.TUN.Mark.Mask&u.Mark != 0 {
+			d.errorAt(u.atMark, "use other bits, or give tun.mark a mask that leaves these out", "mark %#x of upstream %q has bits of tun.mark %s", u.Mark, u.Name, c.TUN.Mark)
+		}
+	}
+	d.circles(c.Upstreams, byName)
+	targets := append(names, ViaDirect, ViaReject, ViaDrop)
+	for i, r := range c.Rules {
+		switch {
+		case r.Via == "" || r.Via == ViaDirect || r.Via == ViaReject || r.Via == ViaDrop || byName[r.Via] != nil:
+		case r.Via == viaDNS:
+			d.errorAt(r.atVia, "dns.capture sends all of port 53 to it", "rule %d cannot go via %q", i+1, r.Via)
+		case strings.Contains(r.Via, "://"):
+			d.errorAt(r.atVia, "give it a name under upstreams, and write the name here", "rule %d goes via a URL", i+1)
+		default:
+			d.errorAt(r.atVia, didYouMean(r.Via, targets), "rule %d goes via %q, which is not an upstream", i+1, short(r.Via))
+		}
+	}
+	for _, p := range c.TUN.Exclude {
+		if p.Overlaps(c.DNS.Range4) || p.Overlaps(c.DNS.Range6) {
+			d.errs = append(d.errs, d.newError(c.TUN.atExclude, fmt.Sprintf("exclude has %s, which keeps fake addresses out of the interface", p), "exclude nothing of dns.range4 and dns.range6"))
+		}
+	}
+}
+
+// circles finds upstreams that are reached through themselves.
+func (d *decoder) circles(all Upstreams, byName map[string]*Upstream) {
+	done := make(map[*Upstream]bool) // neither in a circle nor leading to one that has not been told
+	for _, first := range all {
+		way := []string{}
+		onWay := make(map[*Upstream]bool)
+		u := first
+		for u != nil && !done[u] && !onWay[u] {
+			onWay[u] = true
+			way = append(way, u.Name)
+			u = byName[u.Via]
+		}
+		if u != nil && onWay[u] {
+			// What leads into the circle is not part of it.
+			for way[0] != u.Name {
+				way = way[1:]
+			}
+			d.errorAt(u.atVia, "one of them must be reached without via", "upstreams go round in a circle: %s via %s", strings.Join(way, " via "), u.Name)
+		}
+		for u := range onWay {
+			done[u] = true
+		}
+	}
+}
+
+func (d *decoder) errorAt(p place, hint, format string, args ...any) {
+	d.errs = append(d.errs, d.newError(p, fmt.Sprintf(format, args...), hint))
+}
+
+// Table compiles the rules; they keep their lines.
+func (c *Config) Table() (*rule.Table, error) {
+	rules := make([]rule.Rule, len(c.Rules))
+	for i := range c.Rules {
+		rules[i] = c.Rules[i].compiled()
+	}
+	return rule.Compile(rules)
+}
+
+func (r *Rule) compiled() rule.Rule {
+	c := rule.Rule{From: r.From, To: r.To, Ports: r.Port, Via: r.Via, Line: r.Line}
+	for i, p := range r.Proto {
+		if i > 0 && flow.Network(p) != c.Network {
+			c.Network = 0 // both, which is no condition
+			break
+		}
+		c.Network = flow.Network(p)
+	}
+	return c
+}
+
+// NameMode returns the mode of a canonical name. It does not allocate.
+func (c *Config) NameMode(name string) Mode {
+	if m, ok := c.modes.Lookup(name); ok {
+		return m
+	}
+	return c.Names.Default
+}
+
+// TUNRoutes returns the prefixes that are routed into the interface: those of
+// TUN.Routes, and the fake ranges if those do not have them.
+func (c *Config) TUNRoutes() []netip.Prefix {
+	routes := slices.Clone(c.TUN.Routes)
+	for _, fake := range []netip.Prefix{c.DNS.Range4, c.DNS.Range6} {
+		if !slices.ContainsFunc(c.TUN.Routes, func(p netip.Prefix) bool {
+			return p.Bits() <= fake.Bits() && p.Contains(fake.Addr())
+		}) {
+			routes = append(routes, fake)
+		}
+	}
+	return routes
+}
+
+func (c *Config) compileNames() {
+	for mode, list := range map[Mode][]rule.Dest{
+		Remote: c.Names.Remote, Local: c.Names.Local, LocalThenRemote: c.Names.LocalThenRemote,
+	} {
+		for _, d := range list {
+			c.modes.Insert(d, mode)
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package config
+
+import (
+	"reflect"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"tunroute/router/rule"
+)
+
+func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
+	before := len(d.errs)
+	d.fields(n, reflect.ValueOf(r).Elem(), "a rule")
+	r.Line, r.at = n.Line, at(n)
+	r.atVia, r.atTo = at(valueAt(n, "via")), at(valueAt(n, "to"))
+	if len(d.errs) > before {
+		return
+	}
+	if r.Via == "" {
+		d.errorf(n, "write via: direct, reject, drop or the name of an upstream", "a rule without via")
+	}
+	// A list that is there and empty was filled by somebody's script from
+	// nothing: to match everything then is the last thing that was meant.
+	for _, key := range []string{"from", "to", "port", "proto"} {
+		if v := valueAt(n, key); v != n && v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
+			d.errorf(v, "leave the key out to match everything", "%s is an empty list", key)
+		}
+	}
+}
+
+func (m *Names) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(m).Elem(), "names")
+	m.atDefault, m.atLocalThenRemote = at(valueAt(n, "default")), at(valueAt(n, "local-then-remote"))
+	type entry struct {
+		key  string
+		line int
+	}
+	seen := make(map[rule.Dest]entry)
+	for _, key := range modes {
+		list := valueAt(n, key)
+		items := list.Content
+		switch list.Kind {
+		case yaml.MappingNode:
+			continue // no such key: valueAt returned n
+		case yaml.ScalarNode:
+			items = []*yaml.Node{list}
+		}
+		for _, item := range items {
+			item = follow(item)
+			dest, err := rule.ParseDest(item.Value)
+			if err != nil {
+				continue // said already
+			}
+			first := seen[dest]
+			switch {
+			case dest.Kind == rule.EveryName:
+				d.errorf(item, "write default: "+key, `"." is every name, which default is for`)
+			case dest.Kind == rule.Addresses:
+				d.errorf(item, "leave it out", "%q is an address, and only names have a mode", item.Value)
+			case dest.Kind == rule.NamePattern:
+				d.errorf(item, "write .example.org for everything below example.org", `%q has a "*", which only rules take`, item.Value)
+			case first.key == key:
+				d.errorf(item, "leave one of them out", "%q is in the list twice", item.Value)
+			case first.key != "":
+				d.errorf(item, "a name has one mode", "%q is in the list %s too (line %d)", item.Value, first.key, first.line)
+			default:
+				seen[dest] = entry{key, item.Line}
+			}
+		}
+	}
+}
+
+func (t *TUN) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(t).Elem(), "tun")
+	t.atExclude = at(valueAt(n, "exclude"))
+	d.checkRange(n, "mtu", t.MTU, 1280, 65535) // RFC 8200 §5: IPv6 needs 1280
+	if msg := badInterface(t.Name); msg != "" {
+		d.errorf(valueAt(n, "name"), "write a short word, as in tunroute0", "name %s", msg)
+	}
+	switch t.Table {
+	case 0, 253, 254, 255: // unspec, default, main, local
+		d.errorf(valueAt(n, "table"), "choose another number, as in 1080", "table %d is one of the kernel's own", t.Table)
+	}
+	routed := make(map[string]bool)
+	for _, p := range t.Routes {
+		routed[p.String()] = true
+	}
+	for _, p := range t.Exclude {
+		if routed[p.String()] {
+			d.errorf(valueAt(n, "exclude"), "leave it out of one of them", "%s is in routes and in exclude", p)
+		}
+	}
+}
+
+// badInterface says why a text cannot be the name of a new interface, or "".
+// The bounds are those of Linux (dev_valid_name in net/core/dev.c).
+func badInterface(name string) string {
+	if name == "" || name == "." || name == ".." {
+		return "is not a name for an interface"
+	}
+	if len(name) > 15 {
+		return "is longer than the 15 bytes that an interface's can have"
+	}
+	for _, c := range name {
+		if c <= ' ' || c == '/' || c == ':' || c == '%' || c >= 0x7f {
+			return "has a character in it that an interface's cannot have"
+		}
+	}
+	return ""
+}
+
+func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(x).Elem(), "dns")
+	if p := x.Range4; !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 24 || p.Addr().IsLoopback() || p.Addr().IsMulticast() || p.Addr().IsUnspecified() {
+		d.errorf(valueAt(n, "range4"), "write an IPv4 prefix from /8 to /24, as in 198.18.0.0/15", "%s cannot be a range of fake addresses", p)
+	}
+	if p := x.Range6; !p.Addr().Is6() || p.Bits() < 8 || p.Bits() > 112 || p.Addr().IsMulticast() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsUnspecified() {
+		d.errorf(valueAt(n, "range6"), "write an IPv6 prefix from /8 to /112, as in fd74:756e:726f::/64", "%s cannot be a range of fake addresses", p)
+	}
+	if x.TTL < time.Second || x.TTL > time.Hour || x.TTL%time.Second != 0 {
+		// An hour is how long an address stays with its name after its
+		// last use.
+		d.errorf(valueAt(n, "ttl"), "write whole seconds from 1s to 1h", "ttl cannot be %s", x.TTL)
+	}
+	if len(x.Resolvers) == 0 {
+		d.errorf(valueAt(n, "resolvers"), "write system, or the addresses of DNS servers", "resolvers is an empty list")
+	}
+	for _, r := range x.Resolvers {
+		if a := r.Addr.Addr(); !r.System && (x.Range4.Contains(a) || x.Range6.Contains(a)) {
+			d.errorf(valueAt(n, "resolvers"), "name a server outside of dns.range4 and dns.range6", "resolver %s is within the range of fake addresses", r)
+		}
+	}
+}
+
+func (l *Limits) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(l).Elem(), "limits")
+	const most = 1 << 24 // beyond it memory is the limit, not this
+	d.checkRange(n, "flows", l.Flows, 1, most)
+	d.checkRange(n, "half-open", l.HalfOpen, 1, most)
+	d.checkRange(n, "half-open-per-source", l.HalfOpenPerSource, 1, most)
+	d.checkRange(n, "udp-sessions", l.UDPSessions, 1, most)
+}

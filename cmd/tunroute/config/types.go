@@ -1,0 +1,149 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"tunroute/router/flow"
+)
+
+// enum is the texts of a type with few values; the value is the index.
+type enum []string
+
+// parse returns the value of a text, or -1 and a hint.
+func (e enum) parse(s string) (int, string) {
+	for i, text := range e {
+		if text != "" && strings.EqualFold(s, text) {
+			return i, ""
+		}
+	}
+	var known []string
+	for _, text := range e {
+		if text != "" {
+			known = append(known, text)
+		}
+	}
+	return -1, didYouMean(s, known)
+}
+
+func (e enum) text(i int) string {
+	if i < 0 || i >= len(e) {
+		return fmt.Sprintf("invalid (%d)", i)
+	}
+	return e[i]
+}
+
+// Scheme is how an upstream is spoken to.
+type Scheme uint8
+
+// The schemes. The zero Scheme is none.
+const (
+	Socks4  Scheme = iota + 1
+	Socks4a        // SOCKS4 with names
+	Socks5         // with addresses: names are resolved here
+	Socks5h        // SOCKS5 with names
+	Direct         // no server: out of this machine
+)
+
+var schemes = enum{"", "socks4", "socks4a", "socks5", "socks5h", "direct"}
+
+// String returns the scheme as URLs have it.
+func (s Scheme) String() string { return schemes.text(int(s)) }
+
+// TakesNames tells whether names are sent to the server.
+func (s Scheme) TakesNames() bool { return s == Socks4a || s == Socks5h }
+
+// Mode is where a name is resolved.
+type Mode uint8
+
+// The modes of names.
+const (
+	Remote          Mode = iota // at the far end; the program gets a fake address
+	Local                       // here; the program gets the true address
+	LocalThenRemote             // here, and where that fails at the far end
+)
+
+var modes = enum{"remote", "local", "local-then-remote"}
+
+// String returns the mode as the config has it.
+func (m Mode) String() string { return modes.text(int(m)) }
+
+// MarshalText returns what String does.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// Proto is a [flow.Network] as the config writes it.
+type Proto flow.Network
+
+var protos = enum{"", "tcp", "udp"}
+
+// String returns "tcp" or "udp".
+func (p Proto) String() string { return flow.Network(p).String() }
+
+// MarshalText returns what String does.
+func (p Proto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// Format is how a message is logged.
+type Format uint8
+
+// The formats.
+const (
+	Text Format = iota
+	JSON
+)
+
+var formats = enum{"text", "json"}
+
+// String returns "text" or "json".
+func (f Format) String() string { return formats.text(int(f)) }
+
+// MarshalText returns what String does.
+func (f Format) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// Level is a [slog.Level] as the config writes it.
+type Level slog.Level
+
+var (
+	levels      = enum{"error", "warn", "info", "debug"}
+	levelValues = [...]slog.Level{slog.LevelError, slog.LevelWarn, slog.LevelInfo, slog.LevelDebug}
+)
+
+// String returns "error", "warn", "info" or "debug".
+func (l Level) String() string { return levels.text(slices.Index(levelValues[:], slog.Level(l))) }
+
+// MarshalText returns what String does.
+func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// Mark is a firewall mark: the bits of a packet or socket within Mask.
+type Mark struct{ Value, Mask uint32 }
+
+// String returns the mark as the config has it: "0x10/0xf0", or "0x10" where the
+// mask is full.
+func (m Mark) String() string {
+	if m.Mask == ^uint32(0) {
+		return fmt.Sprintf("%#x", m.Value)
+	}
+	return fmt.Sprintf("%#x/%#x", m.Value, m.Mask)
+}
+
+// MarshalText returns what String does.
+func (m Mark) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// Resolver is a DNS server, or the way in which this machine resolves names.
+type Resolver struct {
+	System bool
+	Addr   netip.AddrPort // where System is false
+}
+
+// String returns "system" or the address and port.
+func (r Resolver) String() string {
+	if r.System {
+		return "system"
+	}
+	return r.Addr.String()
+}
+
+// MarshalText returns what String does.
+func (r Resolver) MarshalText() ([]byte, error) { return []byte(r.String()), nil }

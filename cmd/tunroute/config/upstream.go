@@ -1,0 +1,362 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"tunroute/router/flow"
+	"tunroute/router/rule"
+)
+
+// Names that are ways out by themselves.
+const (
+	ViaDirect = "direct"
+	ViaReject = rule.Reject
+	ViaDrop   = "drop"
+	viaDNS    = "dns" // only the router sends there
+)
+
+var builtIn = []string{ViaDirect, ViaReject, ViaDrop, viaDNS}
+
+func (us *Upstreams) decodeNode(d *decoder, n *yaml.Node) {
+	list, ok := d.pairs(n, "upstreams")
+	if !ok {
+		return
+	}
+	for _, p := range list {
+		name := p.key.Value
+		if msg, hint := badUpstreamName(name); msg != "" {
+			d.errorf(p.key, hint, "%s", msg)
+		}
+		u := &Upstream{Name: name, Line: p.key.Line, at: at(p.key)}
+		*us = append(*us, u)
+		u.decodeNode(d, follow(p.value))
+	}
+}
+
+func badUpstreamName(name string) (msg, hint string) {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	for _, b := range builtIn {
+		if name == b {
+			return fmt.Sprintf("%q is built in and cannot be the name of an upstream", name), "choose another name"
+		}
+	}
+	switch {
+	case name == "":
+		return "an upstream has an empty name", "give it one"
+	case len(name) > 63:
+		return "the name of an upstream is longer than 63 bytes", "choose a shorter one"
+	case strings.Trim(name, letters) != "":
+		return fmt.Sprintf("%q is not a name for an upstream", name), `use letters, digits, "-", "_" and "."`
+	}
+	return "", ""
+}
+
+func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
+	name := fmt.Sprintf("upstream %q", short(u.Name))
+	urlNode := n
+	switch {
+	case isNull(n):
+		d.errorf(n, "write a URL, as in socks5h://192.0.2.1", "%s has no value", name)
+		return
+	case n.Kind == yaml.ScalarNode:
+		u.URL = n.Value
+	default:
+		before := len(d.errs)
+		d.fields(n, reflect.ValueOf(u).Elem(), name)
+		if n.Kind != yaml.MappingNode {
+			return
+		}
+		if urlNode = valueAt(n, "url"); urlNode == n {
+			if len(d.errs) == before {
+				d.errorf(n, "write url: socks5h://HOST", "%s has no url", name)
+			}
+			return
+		}
+		if u.URL == "" && urlNode.Kind != yaml.ScalarNode {
+			return
+		}
+	}
+	u.atURL, u.atVia, u.atMark = at(urlNode), at(valueAt(n, "via")), at(valueAt(n, "mark"))
+	p, err := parseURL(u.URL)
+	for _, secret := range p.secrets {
+		d.keepSecret(secret)
+		d.passwordAt(at(urlNode))
+	}
+	if err != nil {
+		d.errorf(urlNode, err.hint, "the URL of %s %s", name, err.msg)
+		return
+	}
+	if p.hasUser && u.User != "" || p.hasPassword && !u.Password.IsZero() {
+		d.errorf(urlNode, "take them out of the URL", "%s has user and password in its URL and as keys", name)
+		return
+	}
+	u.set(p)
+	for _, e := range u.check() {
+		if e.missing != "" && valueAt(n, e.missing) != n {
+			continue // it is there, and its own error has been told
+		}
+		d.errorf(valueAt(n, e.key), e.hint, "%s %s", name, e.msg)
+	}
+}
+
+// set takes over what a URL says.
+func (u *Upstream) set(p parsedURL) {
+	u.URL, u.Scheme, u.Server = p.canonical(), p.scheme, p.server
+	if p.hasUser {
+		u.User = p.user
+	}
+	if p.hasPassword {
+		u.Password = NewSecret(p.password)
+	}
+}
+
+// problem is something wrong with an upstream: it continues a sentence that
+// begins with the upstream. key is where it is, or would be; missing is the key
+// that would mend it.
+type problem struct{ key, msg, hint, missing string }
+
+// check finds what does not go together.
+func (u *Upstream) check() []problem {
+	var list []problem
+	add := func(key, msg, hint string) { list = append(list, problem{key, msg, hint, ""}) }
+	hasUser, hasPassword := u.User != "", !u.Password.IsZero()
+	switch u.Scheme {
+	case Direct:
+		if u.Via != "" {
+			add("via", "is direct and cannot go via another one", "leave via out")
+		}
+		if hasUser {
+			add("user", "is direct, where nobody asks for a user", "leave user out")
+		}
+		if hasPassword {
+			add("password", "is direct, where nobody asks for a password", "leave password out")
+		}
+	case Socks4, Socks4a:
+		if hasPassword {
+			add("password", "speaks SOCKS4, which has no passwords", "leave the password out, or use socks5h")
+		}
+		if strings.ContainsRune(u.User, 0) {
+			add("user", "has a user id with a NUL byte, at which SOCKS4 would end it", "write it without")
+		}
+	default:
+		if hasUser && !hasPassword {
+			list = append(list, problem{"user", "has a user but no password", "add password: {file: PATH}; SOCKS5 has no user without one", "password"})
+		}
+		if !hasUser && hasPassword {
+			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
+		}
+	}
+	if u.Via != "" && u.Scheme != Direct {
+		const msg, hint = "goes via another one, so that %s has no effect", "set it at the first server of the chain"
+		if u.Bind.IsValid() {
+			add("bind", fmt.Sprintf(msg, "bind"), hint)
+		}
+		if u.Interface != "" {
+			add("interface", fmt.Sprintf(msg, "interface"), hint)
+		}
+		if u.Mark != 0 {
+			add("mark", fmt.Sprintf(msg, "mark"), hint)
+		}
+	}
+	if u.Bind.IsValid() && u.Server.Addr.IsValid() && u.Bind.Is4() != u.Server.Addr.Is4() {
+		add("bind", "cannot be reached from its bind address: one is IPv4 and the other IPv6", "bind an address of the server's family")
+	}
+	return list
+}
+
+// parsedURL is what the URL of an upstream says.
+type parsedURL struct {
+	scheme               Scheme
+	server               flow.Target
+	user, password       string
+	hasUser, hasPassword bool
+	secrets              []string // what was read as a password, even if the rest is wrong
+}
+
+// canonical returns the URL without user and password.
+func (p parsedURL) canonical() string {
+	if p.scheme == Direct {
+		return p.scheme.String()
+	}
+	return p.scheme.String() + "://" + p.server.String()
+}
+
+// urlError says what is wrong with a URL: it continues a sentence that begins
+// with the URL. It never quotes any of it, since a slip may have put a part of
+// the password anywhere.
+type urlError struct{ msg, hint string }
+
+const defaultPort = 1080 // of SOCKS (IANA)
+
+// parseURL parses the URL of an upstream. It is not net/url: that one would not
+// take a "/" or "#" in a password, and its errors quote it.
+func parseURL(s string) (p parsedURL, _ *urlError) {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] == 0x7f {
+			return p, &urlError{"has a blank or control character in it", "write it as % and two hexadecimal digits"}
+		}
+	}
+	switch strings.ToLower(s) {
+	case "direct", "direct:", "direct://":
+		p.scheme = Direct
+		return p, nil
+	case "":
+		return p, &urlError{"is empty", "write one as in socks5h://192.0.2.1"}
+	}
+	word, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return p, &urlError{"has no scheme", "it begins with socks5h://, socks5://, socks4a:// or socks4://"}
+	}
+	scheme, hint := schemes.parse(word)
+	if scheme < 0 {
+		switch strings.ToLower(word) {
+		case "http", "https":
+			return p, &urlError{"is that of an HTTP proxy, which is not supported", "SOCKS servers begin with socks5h://"}
+		case "socks":
+			hint = "write socks5h:// for SOCKS5, socks4a:// for SOCKS4"
+		}
+		return p, &urlError{"has an unknown scheme", hint}
+	}
+	p.scheme = Scheme(scheme)
+	if p.scheme == Direct {
+		return p, &urlError{"is direct and has a host", "write direct alone"}
+	}
+	// The last "@", so that a password may have some in it.
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		info := rest[:i]
+		rest = rest[i+1:]
+		user, password, hasPassword := strings.Cut(info, ":")
+		p.hasUser, p.hasPassword = true, hasPassword
+		if hasPassword {
+			p.secrets = append(p.secrets, password)
+		}
+		var err1, err2 error
+		p.user, err1 = url.PathUnescape(user)
+		p.password, err2 = url.PathUnescape(password)
+		if err1 != nil || err2 != nil {
+			return p, &urlError{"has a percent sign in its user or password without two hexadecimal digits behind it", "write a percent sign as %25"}
+		}
+		if hasPassword {
+			p.secrets = append(p.secrets, p.password)
+		}
+		switch {
+		case p.user == "":
+			return p, &urlError{"has an @ but no user in front of it", "leave the @ out, or write USER:PASSWORD@"}
+		case hasPassword && p.password == "":
+			return p, &urlError{"has an empty password", "write USER:PASSWORD@"}
+		case len(p.user) > maxSecret || len(p.password) > maxSecret:
+			return p, &urlError{fmt.Sprintf("has a user or password longer than the %d bytes that SOCKS can carry", maxSecret), "is it the right one?"}
+		}
+	}
+	var err *urlError
+	p.server, err = parseServer(rest)
+	return p, err
+}
+
+// parseServer parses HOST, HOST:PORT or [HOST]:PORT, with or without a slash
+// behind it.
+func parseServer(s string) (flow.Target, *urlError) {
+	none := flow.Target{}
+	s = strings.TrimSuffix(s, "/")
+	if strings.ContainsAny(s, "/?#") {
+		return none, &urlError{"goes on behind host and port", "leave out what follows the port"}
+	}
+	host, port, hasPort := s, "", false
+	if inside, ok := strings.CutPrefix(s, "["); ok {
+		if host, port, ok = strings.Cut(inside, "]"); !ok {
+			return none, &urlError{"has a bracket that is not closed", "write IPv6 addresses as [2001:db8::1]"}
+		}
+		if port, hasPort = strings.CutPrefix(port, ":"); !hasPort && port != "" {
+			return none, &urlError{"goes on behind the bracket", "a colon and the port may follow there"}
+		}
+		a, err := netip.ParseAddr(strings.Replace(host, "%25", "%", 1)) // RFC 6874: %25 before a zone
+		if err != nil || !a.Is6() {
+			return none, &urlError{"has something in brackets that is not an IPv6 address", "only IPv6 addresses have brackets"}
+		}
+		host = a.String()
+	} else if strings.Count(s, ":") > 1 {
+		return none, &urlError{"has more than one colon in its host and port", "write IPv6 addresses in brackets, as in socks5h://[2001:db8::1]:1080"}
+	} else {
+		host, port, hasPort = strings.Cut(s, ":")
+	}
+	if host == "" {
+		return none, &urlError{"has no host", "write socks5h://HOST:PORT"}
+	}
+	n := uint64(defaultPort)
+	if hasPort {
+		var err error
+		if n, err = strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			hint := "SOCKS servers are at port 1080 where nothing is said"
+			if strings.Trim(port, "0123456789") != "" {
+				hint = "if that is the password, the host is missing: USER:PASSWORD@HOST"
+			}
+			return none, &urlError{"has a port that is not a number from 1 to 65535", hint}
+		}
+	}
+	t, err := flow.NewTarget(host, uint16(n))
+	if err != nil {
+		return none, &urlError{"has no usable host: " + err.Error(), "write a name or an address"}
+	}
+	if t.Name != "" {
+		// What can stand in a rule as one name is a name.
+		if d, err := rule.ParseDest(t.Name); err != nil || d.Kind != rule.ExactName || d.Name != t.Name {
+			return none, &urlError{"has a host that is neither a name nor an address", "write socks5h://HOST:PORT"}
+		}
+	} else if t.Addr.IsUnspecified() || t.Addr.IsMulticast() {
+		return none, &urlError{"has a host that is not the address of a machine", "write the address at which the server can be reached"}
+	}
+	return t, nil
+}
+
+// hidePassword returns a URL, right or wrong, without what may be its password.
+func hidePassword(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		scheme, rest = "", s
+	} else {
+		scheme += "://"
+	}
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		user, _, hasPassword := strings.Cut(rest[:i], ":")
+		if hasPassword {
+			return short(scheme + user + ":" + secretText + rest[i:])
+		}
+		return short(s)
+	}
+	if _, err := parseServer(rest); err != nil {
+		if host, _, ok := strings.Cut(rest, ":"); ok && !strings.HasPrefix(rest, "[") {
+			return short(scheme + host + ":" + secretText)
+		}
+	}
+	return short(s)
+}
+
+// Upstream returns the upstream of a name, or nil.
+func (c *Config) Upstream(name string) *Upstream {
+	for _, u := range c.Upstreams {
+		if u.Name == name {
+			return u
+		}
+	}
+	return nil
+}
+
+// Chain returns the upstreams on the way of a rule's Via, the one nearest to us
+// first. It is empty for what is built in.
+func (c *Config) Chain(via string) []*Upstream {
+	var chain []*Upstream
+	for u := c.Upstream(via); u != nil && len(chain) < len(c.Upstreams); u = c.Upstream(u.Via) {
+		chain = append([]*Upstream{u}, chain...)
+	}
+	return chain
+}
+
+// String returns the name and the URL.
+func (u *Upstream) String() string { return u.Name + " (" + u.URL + ")" }

@@ -1,0 +1,134 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"tunroute/router/flow"
+	"tunroute/router/rule"
+)
+
+// warnings finds what is allowed but probably not meant. It needs a config
+// without errors.
+func (s *source) warnings(c *Config) Errors {
+	var ws Errors
+	warn := func(p place, hint, format string, args ...any) {
+		ws = append(ws, s.newError(p, fmt.Sprintf(format, args...), hint))
+	}
+	if len(c.Rules) == 0 {
+		warn(place{}, "write rules: [{via: direct}] to let all through", "there are no rules, so every flow is rejected")
+	}
+	if table, err := c.Table(); err == nil {
+		for i, by := range table.Shadowed() {
+			warn(c.Rules[i].at, "move it up, or take it out", "rule %d never decides: rule %d%s takes all that it matches", i+1, by+1, inLine(c.Rules[by].Line))
+		}
+	}
+	s.unused(c, warn)
+	leaky := make(map[*Upstream]bool)
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		if dest, ok := c.unseen(r); ok {
+			warn(r.atTo, "write its addresses, or give the name the mode remote", "rule %d cannot see the name %s: it has the mode local, so that flows to it have an address only", i+1, dest)
+		}
+		last := c.Upstream(r.Via)
+		if last == nil {
+			continue
+		}
+		if !leaky[last] && last.Scheme != Direct && !last.Scheme.TakesNames() && c.mayBeRemote(r) {
+			leaky[last] = true
+			better := map[Scheme]Scheme{Socks4: Socks4a, Socks5: Socks5h}[last.Scheme]
+			warn(last.atURL, fmt.Sprintf("write %s:// to have the server resolve them", better), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, last.Scheme)
+		}
+		if r.compiled().Network == flow.UDP {
+			for _, hop := range c.Chain(r.Via) {
+				if hop.Scheme == Socks4 || hop.Scheme == Socks4a {
+					warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and SOCKS4 carries none", i+1, hop.Name)
+					break
+				}
+			}
+		}
+	}
+	const leak = "use remote for names that only the far end should know"
+	if c.Names.Default == LocalThenRemote {
+		warn(c.Names.atDefault, leak, "local-then-remote tells every name to the resolver of this machine")
+	}
+	if len(c.Names.LocalThenRemote) > 0 {
+		warn(c.Names.atLocalThenRemote, leak, "local-then-remote tells these names to the resolver of this machine")
+	}
+	return ws
+}
+
+func inLine(line int) string {
+	if line == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (line %d)", line)
+}
+
+// unused finds the upstreams that no rule leads to.
+func (s *source) unused(c *Config, warn func(place, string, string, ...any)) {
+	used := make(map[*Upstream]bool)
+	for _, r := range c.Rules {
+		for _, u := range c.Chain(r.Via) {
+			used[u] = true
+		}
+	}
+	for _, u := range c.Upstreams {
+		if !used[u] {
+			warn(u.at, "send a rule to it, or take it out", "no rule leads to upstream %q", u.Name)
+		}
+	}
+}
+
+// unseen returns an entry of a rule's To that can never match because of the
+// mode of its name.
+func (c *Config) unseen(r *Rule) (rule.Dest, bool) {
+	for _, d := range r.To {
+		switch d.Kind {
+		case rule.ExactName:
+			if c.NameMode(d.Name) == Local {
+				return d, true
+			}
+		case rule.NameAndBelow:
+			if mode, ok := c.modes.LookupBelow(d.Name); (ok && mode == Local || !ok && c.Names.Default == Local) && !c.exceptionBelow(d) {
+				return d, true
+			}
+		}
+	}
+	return rule.Dest{}, false
+}
+
+// exceptionBelow tells whether a name at or below d has another mode than Local.
+func (c *Config) exceptionBelow(d rule.Dest) bool {
+	return slices.ContainsFunc(slices.Concat(c.Names.Remote, c.Names.LocalThenRemote), func(e rule.Dest) bool {
+		return strings.HasSuffix("."+e.Name, "."+d.Name)
+	})
+}
+
+// mayBeRemote tells whether a rule can match a flow of which only the name is
+// known.
+func (c *Config) mayBeRemote(r *Rule) bool {
+	anyRemote := c.Names.Default != Local || len(c.Names.Remote)+len(c.Names.LocalThenRemote) > 0
+	if len(r.To) == 0 {
+		return anyRemote
+	}
+	return slices.ContainsFunc(r.To, func(d rule.Dest) bool {
+		if d.Kind == rule.ExactName {
+			return c.NameMode(d.Name) != Local
+		}
+		return d.Kind != rule.Addresses && anyRemote
+	})
+}
+
+// secretWarnings finds passwords that others on this machine can read.
+func (d *decoder) secretWarnings(readable bool) Errors {
+	var ws Errors
+	if readable && d.inline != (place{}) {
+		ws = append(ws, d.newError(d.inline, "a password stands here, and every user of this machine may read the file", "write {file: PATH}, or make the file readable by its owner only"))
+	}
+	for _, f := range d.secretFiles {
+		ws = append(ws, d.newError(f.at, fmt.Sprintf("every user of this machine may read %s", f.text), "make the file readable by its owner only"))
+	}
+	return ws
+}

@@ -1,0 +1,268 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+
+	"tunroute/cmd/tunroute/config"
+	"tunroute/dnsfake"
+	"tunroute/dnsfake/resolve"
+	"tunroute/router"
+	"tunroute/router/outbound"
+	"tunroute/router/socks"
+)
+
+// resolvConf is where a system says which resolvers it asks.
+const resolvConf = "/etc/resolv.conf"
+
+// builder makes what a config describes.
+type builder struct {
+	cfg  *config.Config
+	mark uint32
+	deny func(netip.Addr) bool
+
+	// resolver is for names that are dialled from here, exchanger for
+	// questions that are passed on; nil where no resolver is known.
+	resolver  outbound.Resolver
+	exchanger dnsfake.Exchanger
+
+	made map[string]outbound.Dialer
+}
+
+func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*builder, error) {
+	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer)}
+	// Resolvers are asked from this machine, past our own rules.
+	way, err := outbound.NewDirect(outbound.DirectOptions{Mark: mark, Connect: cfg.Timeouts.Connect})
+	if err != nil {
+		return nil, err
+	}
+	servers, onlySystem, err := resolvers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if len(servers) > 0 {
+		r, err := resolve.New(resolve.Options{Servers: servers, Dial: way.DialContext})
+		if err != nil {
+			return nil, fmt.Errorf("dns.resolvers: %w", err)
+		}
+		b.resolver, b.exchanger = r, r
+	}
+	if onlySystem {
+		// Then names are looked up as every program here does: with the
+		// hosts file and the search list.
+		b.resolver = &net.Resolver{PreferGo: true, Dial: way.DialContext}
+	}
+	return b, nil
+}
+
+// resolvers returns the servers of dns.resolvers, and whether it names nothing
+// but the system's own.
+func resolvers(cfg *config.Config) (servers []netip.AddrPort, onlySystem bool, err error) {
+	onlySystem = true
+	for _, r := range cfg.DNS.Resolvers {
+		if !r.System {
+			servers = append(servers, r.Addr)
+			onlySystem = false
+			continue
+		}
+		system, err := resolve.SystemServers(resolvConf)
+		if err != nil {
+			return nil, false, fmt.Errorf("dns.resolvers: system: %w", err)
+		}
+		servers = append(servers, system...)
+	}
+	return servers, onlySystem && len(cfg.DNS.Resolvers) > 0, nil
+}
+
+// snapshot makes the outbounds and the rules.
+func (b *builder) snapshot() (*router.Snapshot, error) {
+	table, err := b.cfg.Table()
+	if err != nil {
+		return nil, err
+	}
+	direct, err := b.direct(&config.Upstream{})
+	if err != nil {
+		return nil, err
+	}
+	outs := []*router.Outbound{
+		{Name: "direct", Dialer: direct},
+		{Name: "reject", Dialer: outbound.Reject{}},
+		{Name: "drop", Dialer: outbound.Drop{}},
+	}
+	for _, u := range b.cfg.Upstreams {
+		d, err := b.dialer(u)
+		if err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+		}
+		o := &router.Outbound{Name: u.Name, Dialer: d}
+		if c, ok := d.(outbound.Chain); ok {
+			o.Hops = c.Hops()
+		}
+		outs = append(outs, o)
+	}
+	return router.NewSnapshot(table, outs)
+}
+
+// dialer makes the outbound of u, and of those that it is reached through. The
+// config has no cycles: it is checked when it is read.
+func (b *builder) dialer(u *config.Upstream) (outbound.Dialer, error) {
+	if d := b.made[u.Name]; d != nil {
+		return d, nil
+	}
+	d, err := b.make(u)
+	if err != nil {
+		return nil, err
+	}
+	b.made[u.Name] = d
+	return d, nil
+}
+
+func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
+	if u.Scheme == config.Direct {
+		return b.direct(u)
+	}
+	var via outbound.Dialer
+	if u.Via == "" {
+		d, err := b.direct(u)
+		if err != nil {
+			return nil, err
+		}
+		via = d
+	} else {
+		before := b.cfg.Upstream(u.Via)
+		if before == nil {
+			return nil, fmt.Errorf("via %q, which is not an upstream", u.Via)
+		}
+		d, err := b.dialer(before)
+		if err != nil {
+			return nil, err
+		}
+		via = d
+	}
+	version := byte(socks.Version5)
+	if u.Scheme == config.Socks4 || u.Scheme == config.Socks4a {
+		version = socks.Version4
+	}
+	return outbound.NewSocks(outbound.SocksOptions{
+		Name:        u.Name,
+		Version:     version,
+		RemoteNames: u.Scheme.TakesNames(),
+		Server:      u.Server,
+		Via:         via,
+		User:        u.User,
+		Password:    u.Password.Reveal(),
+		Resolver:    b.resolver,
+		Deny:        b.deny,
+		Connect:     b.cfg.Timeouts.Connect,
+		Negotiate:   b.cfg.Timeouts.Negotiate,
+		Request:     b.cfg.Timeouts.Request,
+	})
+}
+
+// direct makes the way out of this machine with u's socket options.
+func (b *builder) direct(u *config.Upstream) (*outbound.Direct, error) {
+	return outbound.NewDirect(outbound.DirectOptions{
+		Bind:      u.Bind,
+		Interface: u.Interface,
+		Mark:      b.mark | u.Mark,
+		Resolver:  b.resolver,
+		Deny:      b.deny,
+		Connect:   b.cfg.Timeouts.Connect,
+	})
+}
+
+// needsRestart names a part in which two configs differ and which a running
+// engine cannot change; "" where there is none.
+func needsRestart(was, is *config.Config) string {
+	for _, part := range []struct {
+		name    string
+		was, is any
+	}{
+		{"tun", was.TUN, is.TUN},
+		{"dns", was.DNS, is.DNS},
+		{"limits", was.Limits, is.Limits},
+		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
+	} {
+		if !reflect.DeepEqual(part.was, part.is) {
+			return part.name
+		}
+	}
+	return ""
+}
+
+// Check makes all that cfg describes, without a device, and says what cannot be.
+func Check(cfg *config.Config) error {
+	if _, err := AddrsOf(cfg); err != nil {
+		return err
+	}
+	b, err := newBuilder(cfg, 0, func(netip.Addr) bool { return false })
+	if err != nil {
+		return err
+	}
+	_, err = b.snapshot()
+	return err
+}
+
+// Server is somebody to whom this machine opens connections itself: a server
+// that is reached directly, or a resolver.
+type Server struct {
+	Name string // as the config has it
+	Addr netip.Addr
+	Mark uint32 // of its own connections, besides the daemon's
+}
+
+// Servers resolves all that cfg has. It blocks until then or until ctx ends. A
+// server whose name has no address is an error: in run, this is the last chance
+// to ask. So is one within a fake range, which leads nowhere.
+func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
+	b, err := newBuilder(cfg, 0, nil)
+	if err != nil {
+		return nil, err
+	}
+	var all []Server
+	add := func(s Server) error {
+		if cfg.DNS.Range4.Contains(s.Addr) || cfg.DNS.Range6.Contains(s.Addr) {
+			return fmt.Errorf("%s: %s is within the range of fake addresses, which leads back here; "+
+				"is this machine's resolver set to a tunroute?", s.Name, s.Addr)
+		}
+		all = append(all, s)
+		return nil
+	}
+	for _, u := range cfg.Upstreams {
+		if u.Scheme == config.Direct || u.Via != "" {
+			continue
+		}
+		name := "upstream " + u.Name
+		if u.Server.Addr.IsValid() {
+			if err := add(Server{name, u.Server.Addr, u.Mark}); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if b.resolver == nil {
+			return nil, fmt.Errorf("%s: no resolver for its name %s: set dns.resolvers", name, u.Server.Name)
+		}
+		addrs, err := b.resolver.LookupNetIP(ctx, "ip", u.Server.Name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		for _, a := range addrs {
+			if err := add(Server{name, a.Unmap(), u.Mark}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	servers, _, err := resolvers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range servers {
+		if err := add(Server{"resolver " + s.String(), s.Addr(), 0}); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}

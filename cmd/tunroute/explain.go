@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tunroute/cmd/tunroute/config"
+	"tunroute/router/flow"
+)
+
+func newExplain() *cobra.Command {
+	var file, from string
+	var udp bool
+	c := &cobra.Command{
+		Use:   "explain [-c FILE] [--from ADDR] [--udp] HOST:PORT",
+		Short: "Tell which rule decides a flow, and why",
+		Long: `Explain tells what happens to a flow: where its name is resolved, which rules
+do not match it and why, which one does, and the servers that it goes through.
+Nothing is opened, resolved or asked.`,
+		Example: `  tunroute explain www.example.org:443
+  tunroute explain --udp --from 10.0.0.7 8.8.8.8:53`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			target, err := flow.ParseTarget(args[0])
+			if err != nil {
+				return fmt.Errorf("%q is not HOST:PORT: %w", args[0], err)
+			}
+			f := &flow.Flow{Network: flow.TCP, Inbound: "tun", Target: target}
+			if udp {
+				f.Network = flow.UDP
+			}
+			if from != "" {
+				a, err := netip.ParseAddr(from)
+				if err != nil {
+					return fmt.Errorf("--from: %q is not an address", from)
+				}
+				f.Source = netip.AddrPortFrom(a, 0)
+			}
+			cfg, err := load(file)
+			if err != nil {
+				return err
+			}
+			text, err := explain(cfg, f)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(c.OutOrStdout(), text)
+			return err
+		},
+	}
+	configFlag(c, &file, defaultConfig)
+	c.Flags().StringVar(&from, "from", "", "the client's `address`")
+	c.Flags().BoolVar(&udp, "udp", false, "a UDP conversation instead of a TCP connection")
+	return c
+}
+
+// explain tells what cfg does to f.
+func explain(cfg *config.Config, f *flow.Flow) (string, error) {
+	table, err := cfg.Table()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s", f.Network, f.Target)
+	if f.Source.IsValid() {
+		fmt.Fprintf(&b, " from %s", f.Source.Addr())
+	}
+	b.WriteByte('\n')
+
+	if f.Target.Name != "" {
+		switch mode := cfg.NameMode(f.Target.Name); mode {
+		case config.Remote:
+			fmt.Fprintf(&b, "  name: remote: the program gets a fake address, the name goes on\n")
+		case config.Local:
+			fmt.Fprintf(&b, "  name: local: resolved here, so that the rules see an address instead:\n"+
+				"        ask again with that address; what follows is for whoever sends the name itself\n")
+		default:
+			fmt.Fprintf(&b, "  name: %s: resolved here if it can be, and then the rules see an address;\n"+
+				"        what follows is for when it cannot\n", mode)
+		}
+	}
+	steps := table.Explain(f)
+	for _, s := range steps {
+		fmt.Fprintf(&b, "  %s\n", s)
+	}
+	v := steps[len(steps)-1].Verdict
+	fmt.Fprintf(&b, "  via: %s\n", describe(cfg, f, v.Via))
+	return b.String(), nil
+}
+
+// describe says what the outbound of a name does with f.
+func describe(cfg *config.Config, f *flow.Flow, via string) string {
+	switch via {
+	case "direct":
+		if f.Target.Name != "" {
+			return "direct, the name resolved here"
+		}
+		return via
+	case "reject":
+		return "reject: the program is told at once that it may not"
+	case "drop":
+		return "drop: the program is told nothing"
+	}
+	var hops []string
+	chain := cfg.Chain(via)
+	for _, u := range chain {
+		hops = append(hops, u.String())
+	}
+	text := strings.Join(hops, " > ")
+	last := chain[len(chain)-1]
+	switch {
+	case last.Scheme == config.Direct:
+		return text
+	case f.Target.Name == "":
+	case last.Scheme.TakesNames():
+		text += ", which resolves the name"
+	default:
+		text += ", the name resolved here"
+	}
+	if f.Network == flow.UDP && (last.Scheme == config.Socks4 || last.Scheme == config.Socks4a) {
+		text += "; SOCKS4 carries no UDP: the program is told at once that the port is unreachable"
+	}
+	return text
+}

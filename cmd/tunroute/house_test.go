@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The law of the house (the map is in README.md): which package may import
+// which. A package of ours may import those of ours that its line names, below
+// the folders that it names, and outside libraries that no line of outside keeps
+// for another.
+//
+//	floor 4   cmd/tunroute            bench
+//	floor 3   cmd/tunroute/engine  ─► all of floor 2 (the only meeting place)
+//	floor 2   tun     stack     dnsfake     router        never sideways
+//	floor 1   route   netns     resolve     flow socks relay
+var floors = map[string][]string{
+	"tun":                 {"tun"},
+	"stack":               {"stack"},
+	"dnsfake":             {"dnsfake"},
+	"router":              {"router"},
+	"router/flow":         {},
+	"router/socks":        {},
+	"router/relay":        {},
+	"router/rule":         {"router/flow"},
+	"router/outbound":     {"router/flow", "router/socks", "router/outbound", "router/interop/servers"},
+	"router/udpnat":       {"router/flow", "router/outbound"},
+	"router/interop":      {"router/interop", "router/socks"},
+	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow"},
+	"cmd/tunroute/ui":     {},
+	"cmd/tunroute/config": {"router/rule", "router/flow"},
+	"cmd/tunroute/engine": {"cmd/tunroute/config", "tun", "stack", "dnsfake", "router"},
+	"bench":               {"cmd/tunroute", "tun", "stack", "dnsfake", "router", "bench"},
+}
+
+// outside says where libraries may be imported.
+var outside = map[string][]string{
+	"gvisor.dev/gvisor":          {"stack"},
+	"github.com/miekg/dns":       {"dnsfake"},
+	"golang.zx2c4.com/wireguard": {"tun"},
+	"github.com/vishvananda/":    {"tun"},
+	"github.com/spf13/cobra":     {"cmd/tunroute"},
+	"go.yaml.in/yaml":            {"cmd/tunroute/config"},
+	"github.com/lmittmann/tint":  {"cmd/tunroute/ui"},
+	"github.com/gaissmai/bart":   {"router/rule"},
+}
+
+// leaves import the standard library only, beside what floors has of ours.
+var leaves = []string{"router/flow", "router/socks", "router/relay"}
+
+const module = "tunroute"
+
+type pkg struct {
+	ImportPath string
+	Dir        string
+	Doc        string
+	Imports    []string
+	GoFiles    []string
+	Standard   bool
+}
+
+// packages lists our packages on each system that we build for: their imports
+// are not the same.
+func packages(t *testing.T) map[string][]pkg {
+	t.Helper()
+	all := make(map[string][]pkg)
+	for _, goos := range []string{"linux", "darwin", "windows", "freebsd"} {
+		cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports,GoFiles,Standard", "./...")
+		cmd.Dir = root(t)
+		cmd.Env = append(os.Environ(), "GOOS="+goos, "CGO_ENABLED=0")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("go list on %s: %v\n%s", goos, err, &stderr)
+		}
+		d := json.NewDecoder(bytes.NewReader(out))
+		for {
+			var p pkg
+			if err := d.Decode(&p); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			all[goos] = append(all[goos], p)
+		}
+	}
+	return all
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// below says whether path is dir or below it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// lawOf returns the longest line of floors that path is below.
+func lawOf(path string) (dir string, ok bool) {
+	for d := range floors {
+		if below(path, d) && len(d) > len(dir) {
+			dir, ok = d, true
+		}
+	}
+	return dir, ok
+}
+
+func TestImportsKeepTheFloors(t *testing.T) {
+	for goos, list := range packages(t) {
+		for _, p := range list {
+			path := strings.TrimPrefix(p.ImportPath, module+"/")
+			law, ok := lawOf(path)
+			if !ok {
+				t.Errorf("%s is not a room of the house: add it to floors, with the reason in the commit", path)
+				continue
+			}
+			for _, imp := range p.Imports {
+				if ours, ok := strings.CutPrefix(imp, module+"/"); ok {
+					allowed := slices.ContainsFunc(floors[law], func(d string) bool { return below(ours, d) })
+					if !allowed && !below(ours, path) {
+						t.Errorf("%s: %s imports %s, which its floor does not allow", goos, path, ours)
+					}
+					continue
+				}
+				if !strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") {
+					continue // standard library
+				}
+				if slices.Contains(leaves, path) {
+					t.Errorf("%s: %s is a leaf and imports %s", goos, path, imp)
+				}
+				for lib, rooms := range outside {
+					if strings.HasPrefix(imp, lib) && !slices.ContainsFunc(rooms, func(r string) bool { return below(path, r) }) {
+						t.Errorf("%s: %s imports %s, which belongs in %v", goos, path, imp, rooms)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for _, p := range packages(t)["linux"] {
+		if p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+		if slices.Contains(p.GoFiles, "main.go") {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(p.Dir, "doc.go")); err != nil && len(p.GoFiles) > 0 {
+			t.Errorf("%s has no doc.go", p.ImportPath)
+		}
+	}
+}
+
+// TestNothingHappensAtImport: no init, so that a package costs nothing until it
+// is used and nothing depends on the order of imports.
+func TestNothingHappensAtImport(t *testing.T) {
+	for _, p := range packages(t)["linux"] {
+		for _, name := range p.GoFiles {
+			f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range f.Decls {
+				if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+					t.Errorf("%s/%s has an init function", p.ImportPath, name)
+				}
+			}
+		}
+	}
+}
+
+func TestTopLevelIsAsAskedFor(t *testing.T) {
+	want := []string{"tun", "stack", "dnsfake", "router", "cmd", "bench", "go.mod", "go.sum", "README.md"}
+	cmd := exec.Command("git", "ls-tree", "--name-only", "HEAD")
+	cmd.Dir = root(t)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Skipf("not a git checkout: %v", err) // a source archive has no more than what was committed
+	}
+	for name := range strings.FieldsSeq(string(out)) {
+		if !strings.HasPrefix(name, ".") && !slices.Contains(want, name) {
+			t.Errorf("%s stands at the top level; only %v may", name, want)
+		}
+	}
+}

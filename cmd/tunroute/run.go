@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"tunroute/cmd/tunroute/config"
+	"tunroute/cmd/tunroute/engine"
+	"tunroute/cmd/tunroute/ui"
+	"tunroute/tun"
+	"tunroute/tun/route"
+)
+
+func newRun() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "run [-c FILE]",
+		Short: "Route this host, and those behind it, as a config says",
+		Long: `Run makes a TUN interface, sends the routes of the config into it and serves
+what comes until it is told to stop. It marks its own packets, refuses to start
+where they would come back to it, and takes back all that it has changed when it
+ends. If it is killed, what would have gone into the TUN is unreachable instead
+of leaving by another way; the next start cleans up.
+
+SIGHUP reads the config again: the new one decides the flows that come then. If
+it has an error, nothing changes. SIGTERM and SIGINT end it.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := load(file)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
+			defer stop()
+			d := &daemon{file: file, cfg: cfg, log: newLogger(cfg)}
+			return d.run(ctx)
+		},
+	}
+	configFlag(c, &file, defaultConfig)
+	return c
+}
+
+// newLogger returns the log of a config, on standard error.
+func newLogger(cfg *config.Config) *slog.Logger {
+	return ui.NewLogger(os.Stderr, ui.Options{
+		Level:    slog.Level(cfg.Log.Level),
+		JSON:     cfg.Log.Format == config.JSON,
+		Terminal: term.IsTerminal(int(os.Stderr.Fd())),
+	})
+}
+
+// daemon is what run runs.
+type daemon struct {
+	file string
+	cfg  *config.Config
+	log  *slog.Logger
+}
+
+// run serves until ctx ends, and leaves the host as it was.
+func (d *daemon) run(ctx context.Context) (err error) {
+	addrs, err := engine.AddrsOf(d.cfg)
+	if err != nil {
+		return err
+	}
+	// The servers are resolved while names can still be: soon every query
+	// goes into the TUN.
+	servers, err := engine.Servers(ctx, d.cfg)
+	if err != nil {
+		return err
+	}
+	// A second daemon fails here, before it touches what is the first one's.
+	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU})
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+
+	e, err := engine.New(d.cfg, engine.Options{Device: dev, Logger: d.log, Mark: d.cfg.TUN.Mark.Value})
+	if err != nil {
+		return err
+	}
+	applied, err := d.applyRoutes(ctx, dev.Name(), addrs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, applied.Undo()) }()
+	if err := d.checkLoops(dev.Name(), servers); err != nil {
+		return err
+	}
+	d.adviseGateway()
+
+	hup := make(chan os.Signal, 1)
+	notifyReload(hup)
+	defer signal.Stop(hup)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reloads := make(chan struct{})
+	go func() {
+		defer close(reloads)
+		for {
+			select {
+			case <-hup:
+				d.reload(e)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	d.log.Info("ready", "device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4)
+	start := time.Now()
+	err = e.Run(ctx)
+	cancel()
+	<-reloads
+	s := e.Stats()
+	d.log.Info("stopped", "after", time.Since(start).Round(time.Second), "tcp", s.Router.TCP, "udp", s.Router.UDP,
+		"up", s.Router.Up, "down", s.Router.Down)
+	return err
+}
+
+// applyRoutes cleans up after a run that was killed and sends the routes into
+// the device.
+func (d *daemon) applyRoutes(ctx context.Context, device string, addrs engine.Addrs) (*route.Applied, error) {
+	o := route.Options{
+		Device: device,
+		Addresses: []netip.Prefix{
+			netip.PrefixFrom(addrs.Device4, addrs.Device4.BitLen()),
+			netip.PrefixFrom(addrs.Device6, addrs.Device6.BitLen()),
+		},
+		Routes:   d.cfg.TUNRoutes(),
+		Exclude:  d.cfg.TUN.Exclude,
+		Table:    int(d.cfg.TUN.Table),
+		Mark:     d.cfg.TUN.Mark.Value,
+		MarkMask: d.cfg.TUN.Mark.Mask,
+		Strict:   d.cfg.TUN.Strict,
+	}
+	if err := route.Clean(o); err != nil {
+		return nil, err
+	}
+	host, err := route.ReadHost(device)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := route.New(o, host)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range plan.Warnings {
+		d.log.Warn(w)
+	}
+	d.log.Debug("routes", "plan", plan.String())
+	return route.Apply(ctx, plan)
+}
+
+// checkLoops refuses what would come back: a server, or a resolver, to which our
+// own packets leave by our own device.
+func (d *daemon) checkLoops(device string, servers []engine.Server) error {
+	for _, s := range servers {
+		ifname, _, local, err := route.Via(s.Addr, d.cfg.TUN.Mark.Value|s.Mark)
+		switch {
+		case err != nil:
+			// It may come up later, and flows to it fail until then.
+			d.log.Warn("a server cannot be reached now", "server", s.Name, "err", err)
+		case ifname == device:
+			return fmt.Errorf("loop: our own packets to %s (%s) would go into %s again; "+
+				"is there a rule before ours that ignores the mark %s? see `ip rule`", s.Name, s.Addr, device, d.cfg.TUN.Mark)
+		case local:
+			d.log.Warn("a server is on this host: what it opens itself goes into the TUN too, and comes back to it, "+
+				"unless tun.exclude or a mark of its own keeps it out", "server", s.Name, "addr", s.Addr)
+		}
+	}
+	return nil
+}
+
+// adviseGateway tells what keeps this host from forwarding for others. Whether
+// it is meant to, only its owner knows: so it is for those who look.
+func (d *daemon) adviseGateway() {
+	warnings, err := route.Forwarding()
+	if err != nil {
+		d.log.Debug("gateway settings", "err", err)
+		return
+	}
+	for _, w := range warnings {
+		d.log.Debug("as a gateway: "+w.What, "remedy", w.Remedy)
+	}
+}
+
+// reload reads the config again.
+func (d *daemon) reload(e *engine.Engine) {
+	cfg, err := config.Load(d.file)
+	if err == nil {
+		err = e.Reload(cfg)
+	}
+	if err != nil {
+		d.log.Error("the config stays as it was", "err", err)
+		return
+	}
+	for _, w := range cfg.Warnings {
+		d.log.Warn(w.Error())
+	}
+	d.log.Info("reloaded", "file", d.file, "upstreams", len(cfg.Upstreams), "rules", len(cfg.Rules))
+}

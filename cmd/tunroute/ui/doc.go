@@ -1,0 +1,6 @@
+// Package ui is how tunroute speaks to people: its log.
+//
+// What a command was asked for goes to standard output, everything else to
+// standard error. A message begins in lower case, says what happened and where,
+// and what to do where something can be done.
+package ui
