@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -12,11 +11,15 @@ import (
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// link is netstack's end of a [Device]: one whole packet at a time, checksums
-// complete, no offload. It blocks while the device is full: packets lost here
-// would cost the flows that they belong to many times their number.
+// link is netstack's end of a [Device]. It blocks while the device is full:
+// packets lost here would cost the flows that they belong to many times their
+// number.
+//
+// This file has the plain way, which every device has: one whole packet at a
+// time, checksums complete. super.go has the other, of a [SuperDevice].
 type link struct {
 	dev      Device
+	super    SuperDevice // nil: the plain way
 	mtu      uint32
 	headroom int
 
@@ -44,6 +47,10 @@ func newLink(dev Device, headroom int) (*link, error) {
 		return nil, fmt.Errorf("device MTU %d is not within %d and 65535", mtu, minMTU)
 	}
 	l := &link{dev: dev, mtu: uint32(mtu), headroom: headroom}
+	if super, ok := dev.(SuperDevice); ok {
+		l.super, l.headroom = super, superHeader
+	}
+	headroom = l.headroom
 	l.frames.New = func() any { return &frame{buf: make([]byte, 0, headroom+mtu)} }
 	return l, nil
 }
@@ -51,6 +58,9 @@ func newLink(dev Device, headroom int) (*link, error) {
 // readLoop delivers packets until the device fails, and returns its error.
 // before sees each packet first, on packet tempo.
 func (l *link) readLoop(before func(packet []byte)) error {
+	if l.super != nil {
+		return l.readSuperLoop(before)
+	}
 	batch := max(l.dev.BatchSize(), 1)
 	bufs := make([][]byte, batch)
 	sizes := make([]int, batch)
@@ -63,7 +73,7 @@ func (l *link) readLoop(before func(packet []byte)) error {
 			p := bufs[i][l.headroom:][:sizes[i]]
 			l.packetsIn.Add(1)
 			before(p)
-			l.deliver(p)
+			l.deliver(buffer.MakeWithData(p))
 		}
 		if err != nil {
 			return err
@@ -71,18 +81,25 @@ func (l *link) readLoop(before func(packet []byte)) error {
 	}
 }
 
-func (l *link) deliver(p []byte) {
+// deliver hands a packet to netstack, and takes it over.
+func (l *link) deliver(p buffer.Buffer) {
 	var proto tcpip.NetworkProtocolNumber
-	switch header.IPVersion(p) {
+	first, ok := p.PullUp(0, 1)
+	if !ok {
+		l.badPackets.Add(1)
+		return
+	}
+	switch header.IPVersion(first.AsSlice()) {
 	case header.IPv4Version:
 		proto = header.IPv4ProtocolNumber
 	case header.IPv6Version:
 		proto = header.IPv6ProtocolNumber
 	default:
 		l.badPackets.Add(1)
+		p.Release()
 		return
 	}
-	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: buffer.MakeWithData(p)})
+	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: p})
 	l.dispatcher.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
 }
@@ -91,6 +108,13 @@ func (l *link) deliver(p []byte) {
 func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 	sent := 0
 	for _, pkt := range pkts.AsSlice() {
+		if l.super != nil {
+			if err := l.writeSuper(pkt); err != nil {
+				return sent, &tcpip.ErrClosedForSend{}
+			}
+			sent++
+			continue
+		}
 		f := l.frame()
 		for _, v := range pkt.AsSlices() {
 			f.buf = append(f.buf, v...)
@@ -107,13 +131,19 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 func (l *link) frame() *frame {
 	f := l.frames.Get().(*frame)
 	f.buf = f.buf[:l.headroom]
+	clear(f.buf) // a virtio-net header of zeros: nothing left to do
 	return f
 }
 
 // send writes f and takes it back. It blocks while the device is full.
 func (l *link) send(f *frame) error {
 	f.list[0] = f.buf
-	_, err := l.dev.Write(f.list[:], l.headroom)
+	var err error
+	if l.super != nil {
+		err = l.super.WriteSuper(f.list[:])
+	} else {
+		_, err = l.dev.Write(f.list[:], l.headroom)
+	}
 	l.frames.Put(f)
 	if err != nil {
 		return err
@@ -122,23 +152,29 @@ func (l *link) send(f *frame) error {
 	return nil
 }
 
-var errTooLong = errors.New("packet longer than the MTU")
-
 // The rest of gstack.LinkEndpoint.
 
-func (l *link) MTU() uint32                                   { return l.mtu }
-func (l *link) SetMTU(uint32)                                 {}
-func (l *link) MaxHeaderLength() uint16                       { return 0 }
-func (l *link) LinkAddress() tcpip.LinkAddress                { return "" }
-func (l *link) SetLinkAddress(tcpip.LinkAddress)              {}
-func (l *link) Capabilities() gstack.LinkEndpointCapabilities { return 0 }
-func (l *link) IsAttached() bool                              { return l.attached.Load() }
-func (l *link) Wait()                                         {}
-func (l *link) ARPHardwareType() header.ARPHardwareType       { return header.ARPHardwareNone }
-func (l *link) AddHeader(*gstack.PacketBuffer)                {}
-func (l *link) ParseHeader(*gstack.PacketBuffer) bool         { return true }
-func (l *link) Close()                                        {}
-func (l *link) SetOnCloseAction(func())                       {}
+func (l *link) MTU() uint32                             { return l.mtu }
+func (l *link) SetMTU(uint32)                           {}
+func (l *link) MaxHeaderLength() uint16                 { return 0 }
+func (l *link) LinkAddress() tcpip.LinkAddress          { return "" }
+func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
+func (l *link) IsAttached() bool                        { return l.attached.Load() }
+func (l *link) Wait()                                   {}
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (l *link) AddHeader(*gstack.PacketBuffer)          {}
+func (l *link) ParseHeader(*gstack.PacketBuffer) bool   { return true }
+func (l *link) Close()                                  {}
+func (l *link) SetOnCloseAction(func())                 {}
+
+// Capabilities implements gstack.NetworkLinkEndpoint. Of a SuperDevice the
+// checksums have been looked at before netstack sees a packet.
+func (l *link) Capabilities() gstack.LinkEndpointCapabilities {
+	if l.super == nil {
+		return 0
+	}
+	return gstack.CapabilityRXChecksumOffload
+}
 
 // Attach implements gstack.NetworkLinkEndpoint; a nil dispatcher detaches.
 func (l *link) Attach(d gstack.NetworkDispatcher) {

@@ -287,7 +287,12 @@ func (s *Stack) Stats() Stats {
 }
 
 // toAddr converts to a netstack address; a must be valid.
-func toAddr(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+func toAddr(a netip.Addr) tcpip.Address {
+	if a.Is4() {
+		return tcpip.AddrFrom4(a.As4())
+	}
+	return tcpip.AddrFrom16(a.As16())
+}
 
 // fromAddr converts from a netstack address.
 func fromAddr(a tcpip.Address) netip.Addr {

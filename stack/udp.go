@@ -19,7 +19,7 @@ const MaxDatagram = 65507
 func (s *Stack) handleUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	h := header.UDP(pkt.TransportHeader().Slice())
 	data := pkt.Data()
-	okLength, okSum := header.UDPValid(h, data.Checksum, uint16(data.Size()), pkt.NetworkProtocolNumber, id.RemoteAddress, id.LocalAddress, false)
+	okLength, okSum := header.UDPValid(h, data.Checksum, uint16(data.Size()), pkt.NetworkProtocolNumber, id.RemoteAddress, id.LocalAddress, pkt.RXChecksumValidated)
 	if !okLength || !okSum {
 		s.badDatagrams.Add(1)
 		return true

@@ -51,6 +51,31 @@ type Device interface {
 	Close() error
 }
 
+// SuperHeader is the length of the virtio-net header in front of each packet of an
+// [OffloadDevice], in bytes (struct virtio_net_hdr in
+// include/uapi/linux/virtio_net.h).
+const SuperHeader = 10
+
+// OffloadDevice is what a [Device] also is where the kernel passes TCP segments of
+// up to 64 KiB unsplit and leaves checksums to whoever is last, each packet behind
+// a virtio-net header that says so. Its methods are for those who understand the
+// header; they run at packet tempo and allocate nothing. Read and ReadSuper must
+// not be mixed.
+type OffloadDevice interface {
+	Device
+
+	// ReadSuper blocks until there is a packet and reads it, header first,
+	// into bufs, one after the other. It returns the length of both. What
+	// has no room is lost: 64 KiB and the header always have. Only one
+	// goroutine may read.
+	ReadSuper(bufs [][]byte) (int, error)
+
+	// WriteSuper sends the packet that bufs hold one after the other, header
+	// first. It blocks while the other side has no room, does not keep bufs,
+	// and is safe for concurrent use. Errors are as Write's.
+	WriteSuper(bufs [][]byte) error
+}
+
 // Headroom is the room before each packet that a Device may use for itself. The
 // virtio-net header of Linux takes 10 bytes and the address family of the BSDs
 // 4; 16 keeps the packet aligned.

@@ -47,7 +47,12 @@ func fromFD(fd int, c Config) (Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tun from file descriptor %d: %w", fd, err)
 	}
-	return &device{wg: wg, name: name, mtu: c.MTU}, nil
+	d, err := newSuper(&device{wg: wg, name: name, mtu: c.MTU}, fd)
+	if err != nil {
+		wg.Close()
+		return nil, err
+	}
+	return d, nil
 }
 
 // checkTUN refuses what would be read as rubbish: what is no TUN, and a TAP.

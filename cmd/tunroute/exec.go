@@ -15,10 +15,6 @@ import (
 // and others have it.
 const exitFailed exitStatus = 125
 
-// execMTU is the MTU of exec where no config says another: nothing of the TUN
-// ever meets a wire, and with the largest packets there are the fewest.
-const execMTU = 65535
-
 // spec is what exec was asked for, as its router process is told.
 type spec struct {
 	Config   string   // the file; "" where there is none
@@ -90,12 +86,7 @@ func (s spec) load() (*config.Config, error) {
 	if s.Config != "" {
 		return config.Load(s.Config)
 	}
-	cfg, err := config.FromProxies(s.Proxies)
-	if err != nil {
-		return nil, err
-	}
-	cfg.TUN.MTU = execMTU
-	return cfg, nil
+	return config.FromProxies(s.Proxies)
 }
 
 // logLevel returns the level of the log, and whether flows that went well are

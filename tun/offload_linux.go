@@ -1,0 +1,114 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+)
+
+// superDevice reads and writes super-segments at the file that wireguard/tun
+// holds, past its splitting and joining.
+type superDevice struct {
+	*device
+	conn   syscall.RawConn
+	read   vectored // ReadSuper's own
+	writes sync.Pool
+}
+
+var _ OffloadDevice = (*superDevice)(nil)
+
+// vectored is a readv or writev in progress. It is kept so that the poller's
+// callback, which refers to it, is allocated once.
+type vectored struct {
+	bufs [][]byte
+	n    int
+	err  error
+	try  func(fd uintptr) (done bool)
+}
+
+// newSuper returns the device with super-segments, where fd has virtio-net
+// headers.
+func newSuper(d *device, fd int) (Device, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return nil, fmt.Errorf("flags of %s: %w", d.name, err)
+	}
+	if ifr.Uint16()&unix.IFF_VNET_HDR == 0 {
+		return d, nil
+	}
+	// TCP only. The kernel would also hand over several datagrams as one
+	// (TUN_F_USO4, Linux 6.2), but a super-segment of TCP is one segment to a
+	// stack, and of UDP it is not one datagram.
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+		return nil, fmt.Errorf("offload of %s: %w", d.name, err)
+	}
+	conn, err := d.wg.(*wgtun.NativeTun).File().SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &superDevice{device: d, conn: conn}
+	s.read.try = func(fd uintptr) bool {
+		s.read.n, s.read.err = unix.Readv(int(fd), s.read.bufs)
+		return s.read.settled()
+	}
+	s.writes.New = func() any {
+		w := new(vectored)
+		w.try = func(fd uintptr) bool {
+			w.n, w.err = unix.Writev(int(fd), w.bufs)
+			return w.settled()
+		}
+		return w
+	}
+	return s, nil
+}
+
+// settled says whether the call need not be tried again when the file is ready.
+func (v *vectored) settled() bool { return v.err != unix.EAGAIN && v.err != unix.EINTR }
+
+// ReadSuper implements [OffloadDevice].
+func (s *superDevice) ReadSuper(bufs [][]byte) (int, error) {
+	s.read.bufs = bufs
+	if err := s.conn.Read(s.read.try); err != nil {
+		return 0, s.failure("read", gone(err))
+	}
+	if s.read.err != nil {
+		return 0, s.failure("read", gone(s.read.err))
+	}
+	return s.read.n, nil
+}
+
+// WriteSuper implements [OffloadDevice].
+func (s *superDevice) WriteSuper(bufs [][]byte) error {
+	w := s.writes.Get().(*vectored)
+	w.bufs = bufs
+	err := s.conn.Write(w.try)
+	werr := w.err
+	w.bufs = nil
+	s.writes.Put(w)
+	switch {
+	case err != nil:
+		return s.failure("write", gone(err))
+	case werr != nil:
+		return s.failure("write", gone(werr))
+	}
+	return nil
+}
+
+// gone makes an os.ErrClosed of the two ways in which a file ends: the poller's
+// own error for a closed file, which it does not export, and the kernel's for a
+// file whose interface was removed.
+func gone(err error) error {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) || errno == unix.EBADFD {
+		return fmt.Errorf("%w (%v)", os.ErrClosed, err)
+	}
+	return err
+}
