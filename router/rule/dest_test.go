@@ -173,24 +173,25 @@ func checkParseError(t *testing.T, in string, err error, reason, hint string) {
 	}
 }
 
-// TestPunycode has samples of RFC 3492 §7.1 and names that are registered.
-func TestPunycode(t *testing.T) {
+// TestNamesInASCII has names that are registered, and what other libraries make
+// of them.
+func TestNamesInASCII(t *testing.T) {
 	for in, want := range map[string]string{
-		"他们为什么不说中文":                    "ihqwcrb4cv8a8dqg056pqjye",
-		"почемужеонинеговорятпорусски": "b1abfaaepdrnnbgefbadotcwatmq2g4l",
-		"3年b組金八先生":                     "3b-ww4c5e180e575a65lsy2b",
-		"そのスピードで":                      "d9juau41awczczp",
-		"bücher":                       "bcher-kva",
-		"münchen":                      "mnchen-3ya",
-		"straße":                       "strae-oqa",
-		"-> $1.00 <-":                  "-> $1.00 <--",
+		"www.BÜCHER.example":       "www.xn--bcher-kva.example",
+		"www.bu\u0308cher.example": "www.xn--bcher-kva.example", // with a combining accent
+		"straße.example":           "xn--strae-oqa.example",
+		"そのスピードで.example":          "xn--d9juau41awczczp.example",
+		"_sip.*.münchen.example":   "_sip.*.xn--mnchen-3ya.example",
+		"plain_name.example":       "plain_name.example",
 	} {
-		if got := punycode([]rune(in)); got != want {
-			t.Errorf("punycode(%q) = %q, want %q", in, got, want)
+		if got, err := toASCII(in); err != nil || got != want {
+			t.Errorf("toASCII(%q) = %q, %v, want %q", in, got, err, want)
 		}
 	}
-	if got, err := toASCII("www.BÜCHER.example"); err != nil || got != "www.xn--bcher-kva.example" {
-		t.Errorf("toASCII = %q, %v", got, err)
+	for _, in := range []string{"\xff.example", "a\u200d.example"} {
+		if got, err := toASCII(in); err == nil {
+			t.Errorf("toASCII(%q) = %q, want an error", in, got)
+		}
 	}
 }
 

@@ -21,7 +21,11 @@ func (s Step) String() string {
 	if s.Index < 0 {
 		return s.Reason
 	}
-	return fmt.Sprintf("rule %d (line %d, via %s): %s", s.Index+1, s.Line, s.Via, s.Reason)
+	line := ""
+	if s.Line > 0 {
+		line = fmt.Sprintf("line %d, ", s.Line)
+	}
+	return fmt.Sprintf("rule %d (%svia %s): %s", s.Index+1, line, s.Via, s.Reason)
 }
 
 // Explain tells how [Table.Match] comes to its verdict: a Step for each rule up

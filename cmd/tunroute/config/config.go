@@ -47,7 +47,8 @@ type Config struct {
 }
 
 // Upstream is a server that flows can be sent through, or a way out of this
-// machine with options of its own.
+// machine with options of its own. Once parsed its URL is SCHEME://HOST:PORT or
+// "direct", and what else stood in it is in the other fields.
 type Upstream struct {
 	// How it is spoken to and where it is: `SCHEME://HOST:PORT`, with port
 	// 1080 where none is given and IPv6 addresses in brackets. `socks4a` and
@@ -175,10 +176,10 @@ type DNS struct {
 	Range6 netip.Prefix `yaml:"range6"`
 	// How long a client may keep an answer; from 1s to 1h, in whole seconds.
 	TTL time.Duration `yaml:"ttl"`
-	// Who is asked for names with the mode `local`, for the names of
-	// upstreams, and for what is no address of a name in mode `remote`:
-	// addresses, with port 53 where none is given, or `system` for what this
-	// machine is set up with.
+	// Who is asked for names with the mode `local`, for names that go
+	// `direct`, for the names of upstreams, and for what is no address of a
+	// name with the mode `remote`: addresses, with port 53 where none is
+	// given, or `system` for what this machine is set up with.
 	Resolvers []Resolver `yaml:"resolvers"`
 	// Addresses of this machine on which to answer queries too, with port 53
 	// where none is given.

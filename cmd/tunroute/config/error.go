@@ -117,7 +117,7 @@ type source struct {
 }
 
 func newSource(file string, data []byte) *source {
-	text := strings.ReplaceAll(string(data), "\r\n", "\n")
+	text := strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(string(data))
 	return &source{file: file, lines: strings.Split(text, "\n")}
 }
 
@@ -164,6 +164,13 @@ func (s *source) show(line, column int) (string, int) {
 	}, strings.TrimRight(s.lines[line], " \t\r"))
 	runes := []rune(text)
 	column = min(max(column, 0), len(runes))
+	// Of a file without line ends, what is near enough to matter.
+	const near = 16 << 10
+	if first := column - near; first > 0 {
+		runes, column = runes[first:], near
+	}
+	runes = runes[:min(len(runes), column+near)]
+	text = string(runes)
 	// The caret's place in bytes, which cutting keeps track of.
 	caret := len(string(runes[:column]))
 	for _, cut := range s.secretSpans(line, text) {

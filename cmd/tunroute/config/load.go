@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
@@ -60,12 +59,12 @@ func parse(filename string, data []byte, readable bool) (*Config, error) {
 	}
 	c := Default()
 	c.File = filename
-	d := &decoder{source: src, env: os.LookupEnv}
+	d := &decoder{source: src}
+	d.checkTags(root)
 	d.fields(root, reflect.ValueOf(c).Elem(), "the config")
 	d.link(c)
 	if len(d.errs) > 0 {
-		es := d.finish(d.errs)
-		return nil, es[:min(len(es), maxErrors)]
+		return nil, d.finish(d.errs)
 	}
 	c.compileNames()
 	c.Warnings = d.finish(append(d.warnings(c), d.secretWarnings(readable)...))
@@ -74,7 +73,7 @@ func parse(filename string, data []byte, readable bool) (*Config, error) {
 
 // link checks what one part of the config says of another.
 func (d *decoder) link(c *Config) {
-	names := []string{}
+	var names []string
 	byName := make(map[string]*Upstream)
 	for _, u := range c.Upstreams {
 		if u.Name != "" {
@@ -87,6 +86,8 @@ func (d *decoder) link(c *Config) {
 		case u.Via == "" || byName[u.Via] != nil:
 		case u.Via == ViaDirect:
 			d.errorAt(u.atVia, "leave via out: that is the direct way", "upstream %q cannot go via %q", u.Name, u.Via)
+		case d.isURL(u.Via):
+			d.errorAt(u.atVia, "give it a name of its own, and write the name here", "upstream %q goes via a URL", u.Name)
 		default:
 			d.errorAt(u.atVia, didYouMean(u.Via, names), "upstream %q goes via %q, which is not an upstream", u.Name, short(u.Via))
 		}
@@ -95,13 +96,13 @@ func (d *decoder) link(c *Config) {
 		}
 	}
 	d.circles(c.Upstreams, byName)
-	targets := append(names, ViaDirect, ViaReject, ViaDrop)
+	targets := slices.Concat(names, []string{ViaDirect, ViaReject, ViaDrop})
 	for i, r := range c.Rules {
 		switch {
 		case r.Via == "" || r.Via == ViaDirect || r.Via == ViaReject || r.Via == ViaDrop || byName[r.Via] != nil:
 		case r.Via == viaDNS:
 			d.errorAt(r.atVia, "dns.capture sends all of port 53 to it", "rule %d cannot go via %q", i+1, r.Via)
-		case strings.Contains(r.Via, "://"):
+		case d.isURL(r.Via):
 			d.errorAt(r.atVia, "give it a name under upstreams, and write the name here", "rule %d goes via a URL", i+1)
 		default:
 			d.errorAt(r.atVia, didYouMean(r.Via, targets), "rule %d goes via %q, which is not an upstream", i+1, short(r.Via))
@@ -109,9 +110,20 @@ func (d *decoder) link(c *Config) {
 	}
 	for _, p := range c.TUN.Exclude {
 		if p.Overlaps(c.DNS.Range4) || p.Overlaps(c.DNS.Range6) {
-			d.errs = append(d.errs, d.newError(c.TUN.atExclude, fmt.Sprintf("exclude has %s, which keeps fake addresses out of the interface", p), "exclude nothing of dns.range4 and dns.range6"))
+			d.errorAt(c.TUN.atExclude, "exclude nothing of dns.range4 and dns.range6", "exclude has %s, which keeps fake addresses out of the interface", p)
 		}
 	}
+}
+
+// isURL tells whether somebody has written a URL for a name; if so, messages will
+// not show its password.
+func (d *decoder) isURL(via string) bool {
+	if !strings.Contains(via, "://") && !strings.Contains(via, "@") {
+		return false
+	}
+	start, end := passwordSpan(via)
+	d.keepSecret(via[start:end])
+	return true
 }
 
 // circles finds upstreams that are reached through themselves.
@@ -137,10 +149,6 @@ func (d *decoder) circles(all Upstreams, byName map[string]*Upstream) {
 			done[u] = true
 		}
 	}
-}
-
-func (d *decoder) errorAt(p place, hint, format string, args ...any) {
-	d.errs = append(d.errs, d.newError(p, fmt.Sprintf(format, args...), hint))
 }
 
 // Table compiles the rules; they keep their lines.

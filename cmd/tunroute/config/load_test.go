@@ -300,6 +300,7 @@ func TestNoLineShowsAPassword(t *testing.T) {
 		{`p1: socks5h://office:hunter2@192.0.2.1`, `p1: socks5h://office:[secret]@192.0.2.1`},
 		{`p1: socks5h://office:hunt@er2@192.0.2.1`, `p1: socks5h://office:[secret]@192.0.2.1`},
 		{`p1: "socks5h://office:hunt er2@192.0.2.1"`, `p1: "socks5h://office:[secret]@192.0.2.1"`},
+		{`p1: 'socks5h://office:hunter2'`, `p1: 'socks5h://office:[secret]'`},
 		{`p1: socks5h://office:hunter2`, `p1: socks5h://office:[secret]`},
 		{`{a: socks5h://192.0.2.1:1080}`, `{a: socks5h://192.0.2.1:1080}`},
 		{`{a: "socks5h://[2001:db8::1]:1080"}`, `{a: "socks5h://[2001:db8::1]:1080"}`},

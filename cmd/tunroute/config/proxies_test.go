@@ -70,6 +70,8 @@ func TestFromProxiesErrors(t *testing.T) {
 		{[]string{"192.0.2.1"}, `proxy "192.0.2.1" has no scheme (it begins with socks5h://, socks5://, socks4a:// or socks4://)`},
 		{[]string{"socks5h://a:hunter2@192.0.2.1:x"}, `proxy "socks5h://a:[secret]@192.0.2.1:x" has a port that is not a number from 1 to 65535 (if that is the password, the host is missing: USER:PASSWORD@HOST)`},
 		{[]string{"socks5h://a:hunter2"}, `proxy "socks5h://a:[secret]" has a port that is not a number from 1 to 65535 (if that is the password, the host is missing: USER:PASSWORD@HOST)`},
+		{[]string{"socks5h:/a:hunter2@192.0.2.1"}, `proxy "socks5h:[secret]@192.0.2.1" has no scheme (it begins with socks5h://, socks5://, socks4a:// or socks4://)`},
+		{[]string{"socks5h://a:a@a:a"}, `proxy "socks5h://a:[secret]@a:a" has a port that is not a number from 1 to 65535 (if that is the password, the host is missing: USER:PASSWORD@HOST)`},
 		{[]string{"a:hunter2@192.0.2.1"}, `proxy "a:[secret]@192.0.2.1" has no scheme (it begins with socks5h://, socks5://, socks4a:// or socks4://)`},
 		{[]string{"socks4://a:hunter2@192.0.2.1"}, `proxy "socks4://a:[secret]@192.0.2.1" speaks SOCKS4, which has no passwords (leave the password out, or use socks5h)`},
 		{[]string{"socks5h://192.0.2.1", "http://a:hunter2@192.0.2.1"}, `proxy 2 "http://a:[secret]@192.0.2.1" is that of an HTTP proxy, which is not supported (SOCKS servers begin with socks5h://)`},

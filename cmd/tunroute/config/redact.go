@@ -89,29 +89,16 @@ func urlPassword(text string, i int) (start, end int) {
 	for first > 0 && (text[first-1] == '+' || isLetterOrDigit(text[first-1])) {
 		first--
 	}
-	i += len("://")
 	stop := " \t"
 	if first > 0 && (text[first-1] == '"' || text[first-1] == '\'') {
 		stop = text[first-1 : first]
 	}
-	rest := text[i:]
-	if n := strings.IndexAny(rest, stop); n >= 0 {
-		rest = rest[:n]
+	url := text[first:]
+	if n := strings.IndexAny(url, stop); n >= 0 {
+		url = url[:n]
 	}
-	colon := strings.IndexByte(rest, ':')
-	if colon < 0 {
-		return i, i
-	}
-	// To the last "@", since a password may have some in it.
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		return i + colon + 1, max(i+at, i+colon+1)
-	}
-	// USER:PASSWORD without a host looks like HOST:PORT.
-	port := strings.TrimRight(rest[colon+1:], "/,}]")
-	if strings.Trim(port, "0123456789") == "" || rest[0] == '[' {
-		return i, i
-	}
-	return i + colon + 1, i + colon + 1 + len(port)
+	start, end = passwordSpan(strings.TrimRight(url, ",}]"))
+	return first + start, first + end
 }
 
 func isLetterOrDigit(c byte) bool {
@@ -152,7 +139,8 @@ func (s *source) insidePassword(line int) bool {
 		return false
 	}
 	indent := len(s.lines[line]) - len(text)
-	for i := line - 1; i >= 0 && indent > 0; i-- {
+	// A password has no more lines than bytes.
+	for i := line - 1; i >= max(0, line-maxSecret) && indent > 0; i-- {
 		above := s.lines[i]
 		n := len(above) - len(strings.TrimLeft(above, " \t"))
 		if n >= indent || strings.TrimSpace(above) == "" {

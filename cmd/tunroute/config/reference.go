@@ -106,7 +106,7 @@ func (d *decoder) readEnv(name string) (string, error) {
 	if name == "" || strings.ContainsAny(name, "=\x00 $") {
 		return "", fmt.Errorf("%q is not the name of an environment variable", short(name))
 	}
-	text, ok := d.env(name)
+	text, ok := os.LookupEnv(name)
 	if !ok {
 		return "", fmt.Errorf("the environment variable %s is not set", name)
 	}

@@ -31,6 +31,9 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 
 func (m *Names) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(m).Elem(), "names")
+	if n.Kind != yaml.MappingNode {
+		return
+	}
 	m.atDefault, m.atLocalThenRemote = at(valueAt(n, "default")), at(valueAt(n, "local-then-remote"))
 	type entry struct {
 		key  string
@@ -123,8 +126,8 @@ func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
 		// last use.
 		d.errorf(valueAt(n, "ttl"), "write whole seconds from 1s to 1h", "ttl cannot be %s", x.TTL)
 	}
-	if len(x.Resolvers) == 0 {
-		d.errorf(valueAt(n, "resolvers"), "write system, or the addresses of DNS servers", "resolvers is an empty list")
+	if v := valueAt(n, "resolvers"); v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
+		d.errorf(v, "write system, or the addresses of DNS servers", "resolvers is an empty list")
 	}
 	for _, r := range x.Resolvers {
 		if a := r.Addr.Addr(); !r.System && (x.Range4.Contains(a) || x.Range6.Contains(a)) {

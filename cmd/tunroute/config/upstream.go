@@ -70,16 +70,12 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 	default:
 		before := len(d.errs)
 		d.fields(n, reflect.ValueOf(u).Elem(), name)
-		if n.Kind != yaml.MappingNode {
+		urlNode = valueAt(n, "url")
+		switch {
+		case u.URL == "" && len(d.errs) > before:
 			return
-		}
-		if urlNode = valueAt(n, "url"); urlNode == n {
-			if len(d.errs) == before {
-				d.errorf(n, "write url: socks5h://HOST", "%s has no url", name)
-			}
-			return
-		}
-		if u.URL == "" && urlNode.Kind != yaml.ScalarNode {
+		case urlNode == n:
+			d.errorf(n, "write url: socks5h://HOST", "%s has no url", name)
 			return
 		}
 	}
@@ -165,6 +161,9 @@ func (u *Upstream) check() []problem {
 			add("mark", fmt.Sprintf(msg, "mark"), hint)
 		}
 	}
+	if msg := badInterface(u.Interface); u.Interface != "" && msg != "" {
+		add("interface", "has an interface whose name "+msg, "write it as ip link shows it")
+	}
 	if u.Bind.IsValid() && u.Server.Addr.IsValid() && u.Bind.Is4() != u.Server.Addr.Is4() {
 		add("bind", "cannot be reached from its bind address: one is IPv4 and the other IPv6", "bind an address of the server's family")
 	}
@@ -198,6 +197,9 @@ const defaultPort = 1080 // of SOCKS (IANA)
 // parseURL parses the URL of an upstream. It is not net/url: that one would not
 // take a "/" or "#" in a password, and its errors quote it.
 func parseURL(s string) (p parsedURL, _ *urlError) {
+	if start, end := passwordSpan(s); start < end {
+		p.secrets = append(p.secrets, s[start:end])
+	}
 	for i := range len(s) {
 		if s[i] <= ' ' || s[i] == 0x7f {
 			return p, &urlError{"has a blank or control character in it", "write it as % and two hexadecimal digits"}
@@ -234,9 +236,6 @@ func parseURL(s string) (p parsedURL, _ *urlError) {
 		rest = rest[i+1:]
 		user, password, hasPassword := strings.Cut(info, ":")
 		p.hasUser, p.hasPassword = true, hasPassword
-		if hasPassword {
-			p.secrets = append(p.secrets, password)
-		}
 		var err1, err2 error
 		p.user, err1 = url.PathUnescape(user)
 		p.password, err2 = url.PathUnescape(password)
@@ -315,25 +314,34 @@ func parseServer(s string) (flow.Target, *urlError) {
 	return t, nil
 }
 
+// passwordSpan returns where in a URL, right or wrong, what may be its password
+// is: between the first colon behind "://" and the last "@", or, where the host
+// has been forgotten, in the place of the port if that is no number. start is
+// end where there is none.
+func passwordSpan(s string) (start, end int) {
+	first := 0
+	if i := strings.Index(s, "://"); i >= 0 {
+		first = i + len("://")
+	}
+	colon, at := strings.IndexByte(s[first:], ':'), strings.LastIndexByte(s[first:], '@')
+	switch {
+	case colon < 0 || at >= 0 && at < colon:
+		return 0, 0
+	case at >= 0:
+		return first + colon + 1, first + at
+	}
+	start = first + colon + 1
+	port := strings.TrimRight(s[start:], "/")
+	if s[first] == '[' || strings.Trim(port, "0123456789") == "" {
+		return 0, 0
+	}
+	return start, start + len(port)
+}
+
 // hidePassword returns a URL, right or wrong, without what may be its password.
 func hidePassword(s string) string {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		scheme, rest = "", s
-	} else {
-		scheme += "://"
-	}
-	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
-		user, _, hasPassword := strings.Cut(rest[:i], ":")
-		if hasPassword {
-			return short(scheme + user + ":" + secretText + rest[i:])
-		}
-		return short(s)
-	}
-	if _, err := parseServer(rest); err != nil {
-		if host, _, ok := strings.Cut(rest, ":"); ok && !strings.HasPrefix(rest, "[") {
-			return short(scheme + host + ":" + secretText)
-		}
+	if start, end := passwordSpan(s); start < end {
+		s = s[:start] + secretText + s[end:]
 	}
 	return short(s)
 }

@@ -29,7 +29,7 @@ func (s *source) warnings(c *Config) Errors {
 	for i := range c.Rules {
 		r := &c.Rules[i]
 		if dest, ok := c.unseen(r); ok {
-			warn(r.atTo, "write its addresses, or give the name the mode remote", "rule %d cannot see the name %s: it has the mode local, so that flows to it have an address only", i+1, dest)
+			warn(r.atTo, "write its addresses, or give the name the mode remote", "rule %d cannot see the name %q: it has the mode local, so that flows to it have an address only", i+1, dest)
 		}
 		last := c.Upstream(r.Via)
 		if last == nil {
@@ -86,6 +86,10 @@ func (s *source) unused(c *Config, warn func(place, string, string, ...any)) {
 func (c *Config) unseen(r *Rule) (rule.Dest, bool) {
 	for _, d := range r.To {
 		switch d.Kind {
+		case rule.EveryName:
+			if c.Names.Default == Local && len(c.Names.Remote)+len(c.Names.LocalThenRemote) == 0 {
+				return d, true
+			}
 		case rule.ExactName:
 			if c.NameMode(d.Name) == Local {
 				return d, true
