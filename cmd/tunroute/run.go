@@ -136,12 +136,13 @@ func (d *daemon) applyRoutes(ctx context.Context, device string, addrs engine.Ad
 			netip.PrefixFrom(addrs.Device4, addrs.Device4.BitLen()),
 			netip.PrefixFrom(addrs.Device6, addrs.Device6.BitLen()),
 		},
-		Routes:   d.cfg.TUNRoutes(),
-		Exclude:  d.cfg.TUN.Exclude,
-		Table:    int(d.cfg.TUN.Table),
-		Mark:     d.cfg.TUN.Mark.Value,
-		MarkMask: d.cfg.TUN.Mark.Mask,
-		Strict:   d.cfg.TUN.Strict,
+		Routes:     d.cfg.TUNRoutes(),
+		Exclude:    d.cfg.TUN.Exclude,
+		Table:      int(d.cfg.TUN.Table),
+		Mark:       d.cfg.TUN.Mark.Value,
+		MarkMask:   d.cfg.TUN.Mark.Mask,
+		CaptureDNS: d.cfg.DNS.Capture,
+		Strict:     d.cfg.TUN.Strict,
 	}
 	if err := route.Clean(o); err != nil {
 		return nil, err

@@ -309,6 +309,10 @@ func (r Rule) netlink() *netlink.Rule {
 	if r.From.IsValid() {
 		n.Src = ipNet(r.From)
 	}
+	n.IPProto = r.Proto
+	if r.Dport != 0 {
+		n.Dport = netlink.NewRulePortRange(r.Dport, r.Dport)
+	}
 	return n
 }
 

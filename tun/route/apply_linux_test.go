@@ -248,6 +248,34 @@ func TestExplicitRoutesAndExclusions(t *testing.T) {
 	}
 }
 
+// The resolver of most hosts is a neighbour, to which main has a route.
+func TestQueriesToANeighbourAreCaptured(t *testing.T) {
+	host(t)
+	device(t, "tun0")
+	before := snapshot(t)
+	o := options()
+	o.Exclude = prefixes("10.1.2.10/32")
+	o.CaptureDNS = true
+	a := mustApply(t, o)
+	for _, c := range []struct{ query, want string }{
+		{"10.1.2.9 ipproto udp dport 53", "dev tun0"},
+		{"10.1.2.9 ipproto tcp dport 53", "dev tun0"},
+		{"2001:db8:2::9 ipproto udp dport 53", "dev tun0"},
+		{"10.1.2.9 ipproto udp dport 54", "dev lan0"},
+		{"10.1.2.9 ipproto udp sport 53 dport 4000", "dev lan0"},                                 // an answer
+		{"10.1.2.10 ipproto udp dport 53", "dev lan0"},                                           // excluded
+		{fmt.Sprintf("10.1.2.9 ipproto udp dport 53 mark %#x", uint32(DefaultMark)), "dev lan0"}, // our own
+	} {
+		if got := nstest.IP(t, "route get "+c.query); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, want %s", c.query, got, c.want)
+		}
+	}
+	undo(t, a)
+	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+		t.Errorf("after Undo (-before +after):\n%s", diff)
+	}
+}
+
 func TestStrictLeavesNoWayByAddress(t *testing.T) {
 	host(t)
 	device(t, "tun0")
@@ -574,6 +602,7 @@ func TestPlanAsCommandsDoesTheSame(t *testing.T) {
 	o := options()
 	o.Routes = prefixes("0.0.0.0/0 10.1.0.0/16 ::/0")
 	o.Exclude = prefixes("203.0.113.0/24")
+	o.CaptureDNS = true
 	h, err := ReadHost("tun0")
 	if err != nil {
 		t.Fatal(err)

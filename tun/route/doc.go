@@ -16,8 +16,9 @@
 //	P    from all fwmark M/K lookup main              our own sockets: no loop
 //	P+1  from all iif TUN lookup main                 what the TUN answers
 //	P+1  from A lookup main                           for each address A of the host
-//	P+2  from all lookup main suppress_prefixlength 0 all of main but default routes
-//	P+3  from all lookup T                            default dev TUN
+//	P+2  from all dport 53 lookup T                   UDP and TCP, if asked for
+//	P+3  from all lookup main suppress_prefixlength 0 all of main but default routes
+//	P+4  from all lookup T                            default dev TUN
 //
 // Rule P+1 "from A" keeps connections alive that came to the host from outside:
 // an ssh session, a readiness probe. Their answers have a source address
@@ -29,7 +30,10 @@
 // Rule P+1 "iif TUN" is for a gateway whose clients are reached by the default
 // route: an answer that came out of the TUN must not go back in.
 //
-// Rule P+2 leaves connected networks, and whatever else main has a route for,
+// Rule P+2, of [Options.CaptureDNS], is for a resolver in a connected network,
+// which rule P+3 would leave where it is, and every name with it.
+//
+// Rule P+3 leaves connected networks, and whatever else main has a route for,
 // where they are. If [Options.Routes] names such a network explicitly it means
 // it, and the longest prefix of both tables must win, ours where they are
 // equal: a host with 10.0.0.0/8 in main and a connected 10.1.2.0/24 that routes
@@ -39,10 +43,10 @@
 // L" is the routes of main that are longer than L. So there are two rules for
 // each length L among the routes, the longest first, and a table for each:
 //
-//	P+2  from all lookup main suppress_prefixlength 16
-//	P+3  from all lookup T+16                         10.1.0.0/16 dev TUN
-//	P+4  from all lookup main suppress_prefixlength 0
-//	P+5  from all lookup T                            default dev TUN
+//	P+3  from all lookup main suppress_prefixlength 16
+//	P+4  from all lookup T+16                         10.1.0.0/16 dev TUN
+//	P+5  from all lookup main suppress_prefixlength 0
+//	P+6  from all lookup T                            default dev TUN
 //
 // Behind every route into the TUN is another for the same prefix, unreachable,
 // with a higher metric. The kernel removes the first kind together with the

@@ -30,8 +30,14 @@ const (
 	// each length that a prefix can have.
 	tables = 129
 	// priorities is how many priorities a plan may use from Options.Priority
-	// on: two for own packets and answers, and two for each length.
-	priorities = 2 + 2*tables
+	// on: two for own packets and answers, one for DNS, and two for each
+	// length.
+	priorities = 3 + 2*tables
+
+	dnsPort = 53
+
+	protoTCP = 6 // IPPROTO_TCP
+	protoUDP = 17
 
 	tableMain     = 254   // RT_TABLE_MAIN, include/uapi/linux/rtnetlink.h
 	priorityMain  = 32766 // of the rule that looks up main, net/ipv4/fib_rules.c
@@ -55,7 +61,7 @@ type Options struct {
 	// and an exclusion the longer prefix wins.
 	Exclude []netip.Prefix
 
-	// Table is the first of 129 routing tables, Priority the first of 260
+	// Table is the first of 129 routing tables, Priority the first of 261
 	// priorities of policy rules that are ours. 0 means [DefaultTable] and
 	// [DefaultPriority].
 	Table, Priority int
@@ -63,6 +69,13 @@ type Options struct {
 	// Mark and MarkMask tell packets of our own sockets. Both 0 mean
 	// [DefaultMark] and [DefaultMarkMask].
 	Mark, MarkMask uint32
+
+	// CaptureDNS sends queries (port 53, UDP and TCP) into the TUN even if main
+	// has a route for the server: most resolvers are a neighbour of the host,
+	// and whoever asks one passes the names by that the TUN is there to keep.
+	// It holds for an IP version whose default route is among Routes, and not
+	// for servers in Exclude.
+	CaptureDNS bool
 
 	// Strict closes what is open for convenience: a program that binds to an
 	// address of the host does not pass the TUN by, and if all of one IP
@@ -118,6 +131,8 @@ type Rule struct {
 	Mark, Mask uint32
 	Iif        string
 	From       netip.Prefix
+	Proto      int    // IPPROTO_TCP or IPPROTO_UDP; 0: both, and others
+	Dport      uint16 // 0: any
 	Table      int
 	Suppress   int // routes in Table with a prefix of this length or shorter do not count; -1: all do
 }
@@ -190,6 +205,12 @@ func (p *Plan) family(o Options, h Host, v6 bool) {
 			if a.Is6() == v6 {
 				rule(next, Rule{From: netip.PrefixFrom(a, a.BitLen()), Table: tableMain, Suppress: noSuppression})
 			}
+		}
+	}
+	if o.CaptureDNS && slices.Contains(routes, all(v6)) {
+		next++
+		for _, proto := range []int{protoTCP, protoUDP} {
+			rule(next, Rule{Proto: proto, Dport: dnsPort, Table: o.Table, Suppress: noSuppression})
 		}
 	}
 	for _, bits := range lengths(routes) {
@@ -356,6 +377,15 @@ func (r Rule) String() string {
 	}
 	if r.Iif != "" {
 		s += " iif " + r.Iif
+	}
+	switch r.Proto {
+	case protoTCP:
+		s += " ipproto tcp"
+	case protoUDP:
+		s += " ipproto udp"
+	}
+	if r.Dport != 0 {
+		s += fmt.Sprintf(" dport %d", r.Dport)
 	}
 	table := fmt.Sprint(r.Table)
 	if r.Table == tableMain {

@@ -58,6 +58,27 @@ ip -6 rule add priority 7401 from 2001:db8::2/128 lookup main protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip -6 rule add priority 7403 lookup 7400 protocol 116
 `}, {
+		name: "queries are captured, by the table of the default route",
+		o:    Options{Device: "tun0", Routes: prefixes("0.0.0.0/0 fd00::/64"), CaptureDNS: true},
+		h:    Host{Addresses: addrs("192.0.2.2"), IPv6: true},
+		want: `
+ip link set tun0 up
+ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
+ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
+ip route add fd00::/64 dev tun0 table 7464 protocol 116
+ip route add unreachable fd00::/64 table 7464 metric 1073741824 protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 from 192.0.2.2/32 lookup main protocol 116
+ip rule add priority 7402 ipproto tcp dport 53 lookup 7400 protocol 116
+ip rule add priority 7402 ipproto udp dport 53 lookup 7400 protocol 116
+ip rule add priority 7403 lookup main suppress_prefixlength 0 protocol 116
+ip rule add priority 7404 lookup 7400 protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
+ip -6 rule add priority 7402 lookup main suppress_prefixlength 64 protocol 116
+ip -6 rule add priority 7403 lookup 7464 protocol 116
+`}, {
 		name: "own numbers, explicit network, exclusion, no IPv6",
 		o: Options{
 			Device: "t", Routes: prefixes("0.0.0.0/0 10.1.2.3/16 ::/0"), Exclude: prefixes("10.1.9.0/24 203.0.113.0/24"),
@@ -222,7 +243,7 @@ func longest(o Options, main []netip.Prefix, dst netip.Addr, into string) string
 // packet of this host without a mark or a source address.
 func search(p Plan, main []netip.Prefix, dst netip.Addr, alive bool) string {
 	for _, rule := range append(slices.Clone(p.Rules), Rule{IPv6: dst.Is6(), Table: tableMain, Suppress: noSuppression}) {
-		if rule.IPv6 != dst.Is6() || rule.Mask != 0 || rule.Iif != "" || rule.From.IsValid() {
+		if rule.IPv6 != dst.Is6() || rule.Mask != 0 || rule.Iif != "" || rule.From.IsValid() || rule.Dport != 0 {
 			continue
 		}
 		if rule.Table == tableMain {

@@ -185,7 +185,9 @@ type DNS struct {
 	// where none is given.
 	Listen []netip.AddrPort `yaml:"listen"`
 	// Whether every query on port 53 that enters the interface is answered
-	// here, whoever it was meant for.
+	// here, whoever it was meant for. In `run`, where `tun.routes` has a
+	// default route, queries to a resolver next door enter it too, unless
+	// `tun.exclude` has that resolver.
 	Capture bool `yaml:"capture"`
 }
 
