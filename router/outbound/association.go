@@ -194,7 +194,7 @@ func (a *association) WriteTo(payload []byte, t flow.Target) error {
 		addr.Name = t.Name
 	case !t.Addr.IsValid():
 		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
-	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr):
+	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr.Unmap()):
 		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
 	}
 	buf := a.s.buffers.Get().(*[]byte)

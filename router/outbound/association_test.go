@@ -337,8 +337,10 @@ func TestAssociationWhatIsSent(t *testing.T) {
 		if err := c.WriteTo(nil, name("both.test")); err == nil {
 			t.Error("WriteTo took a name that is to be resolved here")
 		}
-		if err := c.WriteTo(nil, flow.Target{Addr: fake, Port: 53}); !errors.Is(err, outbound.ErrDenied) {
-			t.Errorf("WriteTo a fake address: %v, want ErrDenied", err)
+		for _, a := range []netip.Addr{fake, netip.AddrFrom16(fake.As16())} {
+			if err := c.WriteTo(nil, flow.Target{Addr: a, Port: 53}); !errors.Is(err, outbound.ErrDenied) {
+				t.Errorf("WriteTo the fake address %v: %v, want ErrDenied", a, err)
+			}
 		}
 	})
 }

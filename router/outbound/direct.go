@@ -52,8 +52,8 @@ type DirectOptions struct {
 	// that the Resolver found, at packet tempo. Nil denies nothing.
 	Deny func(netip.Addr) bool
 
-	// Connect limits a whole DialTCP, look-up and all addresses; 0 is
-	// DefaultConnect.
+	// Connect limits a whole DialTCP, look-up and all addresses, and the
+	// look-up of a Prepare; 0 is DefaultConnect.
 	Connect time.Duration
 }
 
@@ -119,6 +119,8 @@ func (d *Direct) resolve(ctx context.Context, t flow.Target) ([]netip.Addr, erro
 	if t.Addr.IsValid() && d.opts.Bind.IsValid() && t.Addr.Is4() != d.opts.Bind.Is4() {
 		return nil, fmt.Errorf("%s cannot be reached from %s: %w", t.Addr, d.opts.Bind, syscall.ENETUNREACH)
 	}
+	ctx, cancel := context.WithTimeout(ctx, d.opts.Connect)
+	defer cancel()
 	return resolve(ctx, d.opts.Resolver, d.network, t, d.opts.Deny)
 }
 
@@ -268,7 +270,7 @@ func (c *directUDP) WriteTo(payload []byte, t flow.Target) error {
 	if !t.Addr.IsValid() {
 		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
 	}
-	if c.d.opts.Deny != nil && c.d.opts.Deny(t.Addr) {
+	if c.d.opts.Deny != nil && c.d.opts.Deny(t.Addr.Unmap()) {
 		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
 	}
 	_, err := c.conn.WriteToUDPAddrPort(payload, t.AddrPort())

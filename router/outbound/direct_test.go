@@ -83,8 +83,10 @@ func TestDirectDeny(t *testing.T) {
 	}))(t)
 	udp := must(d.OpenUDP(t.Context()))(t)
 	defer udp.Close()
+	mapped := netip.MustParseAddr("::ffff:127.0.0.66")
 	for _, target := range []flow.Target{
 		{Addr: other, Port: peer.Port()},
+		{Addr: mapped, Port: peer.Port()},
 		{Name: "bad.test", Port: peer.Port()},
 		{Name: "::ffff:127.0.0.66", Port: peer.Port()},
 	} {
@@ -95,8 +97,10 @@ func TestDirectDeny(t *testing.T) {
 			t.Errorf("Prepare %v: %v, %v, want ErrDenied", target, got, err)
 		}
 	}
-	if err := udp.WriteTo([]byte("hello"), flow.Target{Addr: other, Port: 9}); !errors.Is(err, outbound.ErrDenied) {
-		t.Errorf("WriteTo: %v, want ErrDenied", err)
+	for _, a := range []netip.Addr{other, mapped} {
+		if err := udp.WriteTo([]byte("hello"), flow.Target{Addr: a, Port: 9}); !errors.Is(err, outbound.ErrDenied) {
+			t.Errorf("WriteTo %v: %v, want ErrDenied", a, err)
+		}
 	}
 	conn := must(d.DialTCP(t.Context(), flow.Target{Name: "mixed.test", Port: peer.Port()}))(t)
 	conn.Close()

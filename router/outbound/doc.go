@@ -8,4 +8,35 @@
 // The package does not choose among outbounds (package rule does) and copies no
 // payload (package relay does). What every outbound must do is written down as
 // tests in package outboundtest.
+//
+// # Theory of operation
+//
+// A TCP dial through a chain of two goes one step at a time, and the connection
+// that comes back is the one that was made first:
+//
+//	Socks b.DialTCP(target)
+//	    Socks a.DialTCP(server of b)
+//	        Direct.DialTCP(server of a)    connect      Connect
+//	        greeting, user and password    negotiate    Negotiate
+//	        request for the server of b    request      Request
+//	    greeting, user and password        negotiate    Negotiate
+//	    request for the target             request      Request
+//
+// Each step has its own limit, and the end of the dial's context ends any of
+// them by closing the connection. A step that fails is a [HopError] with the
+// hop that it belongs to: what a answers to the request for b is about the way to
+// b, so that it is an error of hop 2, "connect". Only what the last hop answers to
+// the request for the target is about the target; [Errno] tells them apart.
+//
+// A name goes as a name to the hop that is to resolve it and to no other: the
+// target's to the last server, a server's to the hop before it. Where a name is
+// resolved here and has several addresses, [Direct] races them (RFC 8305) and
+// [Socks] asks its server for one after the other.
+//
+// UDP through a SOCKS5 server is an association: a connection, over which nothing
+// comes any more, and a UDP conversation with the server's relay. In a chain that
+// conversation goes through the association with the hop before, so that a
+// datagram carries one header for each hop and every hop has to have UDP. A
+// conversation that waits owns one goroutine for each hop, which watches its
+// connection, and no buffer but the reader's.
 package outbound

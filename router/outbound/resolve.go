@@ -8,15 +8,16 @@ import (
 	"tunroute/router/flow"
 )
 
-// unname turns a name that is an address literal into the address. A Target
-// should not have one; if one does, no server gets it as a name and no resolver
-// is asked for it.
+// unname turns a name that is an address literal into the address, and a 4-in-6
+// address into the IPv4 one. A Target should have neither; if one does, no server
+// gets it as a name, no resolver is asked for it and no Deny is deceived.
 func unname(t flow.Target) flow.Target {
 	if t.Name != "" {
 		if a, err := netip.ParseAddr(t.Name); err == nil {
 			return flow.AddrTarget(netip.AddrPortFrom(a, t.Port))
 		}
 	}
+	t.Addr = t.Addr.Unmap()
 	return t
 }
 

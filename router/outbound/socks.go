@@ -63,9 +63,10 @@ type SocksOptions struct {
 	Resolver Resolver
 	Deny     func(netip.Addr) bool
 
-	// Connect limits the connect to the server; where Via is a chain, its
-	// own limits hold instead. Negotiate and Request limit the steps after
-	// that. 0 is DefaultConnect, DefaultNegotiate and DefaultRequest.
+	// Connect limits a look-up of the Resolver, and the connect to the
+	// server; where Via is a chain, its own limits hold for that. Negotiate
+	// and Request limit the steps after it. 0 is DefaultConnect,
+	// DefaultNegotiate and DefaultRequest.
 	Connect, Negotiate, Request time.Duration
 }
 
@@ -203,6 +204,8 @@ func (s *Socks) addresses(ctx context.Context, t flow.Target) ([]socks.Addr, err
 	if s.opts.Version == socks.Version4 && !t.Addr.IsValid() {
 		network = "ip4"
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Connect)
+	defer cancel()
 	ips, err := resolve(ctx, s.opts.Resolver, network, t, s.opts.Deny)
 	if err != nil {
 		return nil, err

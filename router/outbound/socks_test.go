@@ -21,9 +21,13 @@ import (
 	"tunroute/router/socks"
 )
 
-// longAgo is a limit that no test reaches: what ends before it ended for another
+// never is a limit that no test reaches: what ends before it ended for another
 // reason.
-const longAgo = time.Hour
+const never = time.Hour
+
+// soonEnough is what anything that should happen at once may take on a machine
+// that is busy.
+const soonEnough = 10 * time.Second
 
 // hangUp is the end of a script that closes the connection, wait of one that
 // keeps it open and silent until the client closes it, reset of one that sends
@@ -126,10 +130,19 @@ func TestSocksBadServers(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.opts.Negotiate, tt.opts.Request = longAgo, longAgo
-			conn, err := scripted(t, tt.opts, tt.script).DialTCP(t.Context(), where)
+			tt.opts.Negotiate, tt.opts.Request = never, never
+			ended := make(chan struct{})
+			conn, err := scripted(t, tt.opts, func(c *net.TCPConn) {
+				tt.script(c)
+				close(ended)
+			}).DialTCP(t.Context(), where)
 			if conn != nil {
 				t.Fatal("DialTCP succeeded")
+			}
+			select {
+			case <-ended: // a script that waits does so until we close
+			case <-time.After(soonEnough):
+				t.Error("the connection is still open")
 			}
 			checkHop(t, err, outbound.HopError{Hop: 1, Hops: 1, Upstream: "liar", Op: tt.op, Err: tt.err})
 			want := tt.errno
@@ -299,12 +312,12 @@ func TestSocksSilence(t *testing.T) {
 		negotiate, request time.Duration
 		op                 string
 	}{
-		{"after the greeting", v5, wait, soon, longAgo, "negotiate"},
-		{"after half an answer", v5, say(wait, one("\x05")), soon, longAgo, "negotiate"},
-		{"after user and password", v5user, say(wait, one(takesUser)), soon, longAgo, "authenticate"},
-		{"after the request", v5, say(wait, one(takesNone)), longAgo, soon, "request"},
-		{"after half a reply", v5, say(wait, one(takesNone), one(granted[:7])), longAgo, soon, "request"},
-		{"after the request of SOCKS4", v4, wait, longAgo, soon, "request"},
+		{"after the greeting", v5, wait, soon, never, "negotiate"},
+		{"after half an answer", v5, say(wait, one("\x05")), soon, never, "negotiate"},
+		{"after user and password", v5user, say(wait, one(takesUser)), soon, never, "authenticate"},
+		{"after the request", v5, say(wait, one(takesNone)), never, soon, "request"},
+		{"after half a reply", v5, say(wait, one(takesNone), one(granted[:7])), never, soon, "request"},
+		{"after the request of SOCKS4", v4, wait, never, soon, "request"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -312,7 +325,7 @@ func TestSocksSilence(t *testing.T) {
 			s := scripted(t, tt.opts, tt.script)
 			start := time.Now()
 			_, err := s.DialTCP(t.Context(), where)
-			if took := time.Since(start); took < soon || took > longAgo/2 {
+			if took := time.Since(start); took < soon || took > never/2 {
 				t.Errorf("took %v, want %v", took, soon)
 			}
 			checkHop(t, err, outbound.HopError{Hop: 1, Hops: 1, Upstream: "liar", Op: tt.op, Err: os.ErrDeadlineExceeded})
@@ -326,7 +339,7 @@ func TestSocksSilence(t *testing.T) {
 		full, _ := outboundtest.FullPort(t)
 		s := newSocks(t, outbound.SocksOptions{
 			Name: "mute", Version: socks.Version5, Server: flow.AddrTarget(full), Via: newDirect(t, nil),
-			Connect: soon, Negotiate: longAgo, Request: longAgo,
+			Connect: soon, Negotiate: never, Request: never,
 		})
 		_, err := s.DialTCP(t.Context(), where)
 		var hop *outbound.HopError
@@ -365,6 +378,7 @@ func TestSocksCancelInEveryStep(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.opts.Negotiate, tt.opts.Request = 2*soonEnough, 2*soonEnough
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			gone := errors.New("the client is gone")
@@ -380,7 +394,11 @@ func TestSocksCancelInEveryStep(t *testing.T) {
 				n, err := c.Read(buf)
 				closed <- fmt.Errorf("%d bytes and %w", n, err)
 			})
+			start := time.Now()
 			_, err := s.DialTCP(ctx, where)
+			if took := time.Since(start); took > soonEnough {
+				t.Errorf("took %v", took)
+			}
 			checkHop(t, err, outbound.HopError{Hop: 1, Hops: 1, Upstream: "liar", Op: tt.op, Err: gone})
 			if err := <-closed; !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the server read %v, want the end of the connection", err)
@@ -568,7 +586,8 @@ func TestSocksDeny(t *testing.T) {
 		o := link{scheme: scheme}.options("s", server.Target(), newDirect(t, nil), outboundtest.Names{"name.test": {fake}})
 		o.Deny = func(a netip.Addr) bool { return a == fake }
 		s := newSocks(t, o)
-		targets := []flow.Target{{Addr: fake, Port: 80}, {Name: fake.String(), Port: 80}}
+		mapped := netip.AddrFrom16(fake.As16())
+		targets := []flow.Target{{Addr: fake, Port: 80}, {Addr: mapped, Port: 80}, {Name: fake.String(), Port: 80}}
 		if !o.RemoteNames {
 			targets = append(targets, flow.Target{Name: "name.test", Port: 80})
 		}

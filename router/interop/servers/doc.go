@@ -9,6 +9,10 @@
 //	curl --socks5 "$(SERVER_DIR=/tmp/dante ./dante status)" http://example.org/
 //	SERVER_DIR=/tmp/dante ./dante stop
 //
-// They need Linux, no root and no network but the loopback interface. The
-// package tests nothing; what goes through the servers is the test's.
+// They need Linux, and neither root nor any network but the loopback interface.
+// They run in namespaces too; only openssh not as the root of a user namespace
+// that has no other user, because sshd gives itself up to one.
+//
+// The package tests nothing but itself; what goes through the servers is up to
+// the test that starts them.
 package servers

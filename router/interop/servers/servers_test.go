@@ -36,8 +36,8 @@ func TestStartAndStop(t *testing.T) {
 				}
 			})
 			for _, addr := range at {
-				if !addr.IsValid() {
-					t.Skip("not installed")
+				if !addr.IsValid() { // skipped, or failed to start
+					continue
 				}
 				if conn, err := net.Dial("tcp", addr.String()); err == nil {
 					conn.Close()

@@ -132,9 +132,8 @@ func (s suite) success(t *testing.T) {
 	}
 }
 
-// A closed port is an error with the right errno, at once, and leaves no
-// connection behind: not nil beside the error either, which a caller would
-// close.
+// A closed port is an error with the right errno. The connection beside it is
+// nil, not a nil pointer in an interface.
 func (s suite) refusal(t *testing.T) {
 	d := s.dialer(t)
 	target := ClosedPort(t, loopback4)
