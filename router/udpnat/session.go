@@ -13,8 +13,9 @@ import (
 	"tunroute/router/outbound"
 )
 
-// maxDatagram is the largest UDP payload, in bytes (IPv4: 65,535 less headers).
-const maxDatagram = 65507
+// readBuffer holds the largest UDP payload and what an outbound reads in front of
+// it: a SOCKS header.
+const readBuffer = 64 << 10
 
 // A path's queue holds what a client sends until it hears of the first answer:
 // a QUIC client's first flight is about ten datagrams of 1,200 bytes.
@@ -81,7 +82,7 @@ func (s *session) run() {
 	if err != nil {
 		return // the table keeps s until it has cooled down
 	}
-	b := make([]byte, maxDatagram)
+	b := make([]byte, readBuffer)
 	for {
 		n, from, err := conn.ReadFrom(b)
 		if err != nil {
@@ -102,6 +103,8 @@ func (s *session) run() {
 			p.answered.Store(now.UnixNano())
 			p.down.Add(int64(n))
 			p.received.Add(1)
+		} else if from.Addr().IsUnspecified() {
+			continue // a SOCKS server gave a name that nobody asked for
 		}
 		// The client's family decides; a reply of the other one has no
 		// way to it.

@@ -246,6 +246,19 @@ func TestReplyComesFromTheFakeAddress(t *testing.T) {
 				"198.18.0.2:7 > 10.0.0.2:1000 r2", "198.18.0.1:7 > 10.0.0.2:1000 r1", "203.0.113.1:8 > 10.0.0.2:1000 x")
 		})
 	})
+	t.Run("given as a name", func(t *testing.T) { // see outbound.PacketConn
+		d := new(fakeDialer)
+		unspecified := netip.AddrPortFrom(netip.IPv4Unspecified(), 7)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, remote2, "q0")
+			d.conns[0].replies <- datagram{"to nobody", unspecified}
+			synctest.Wait()
+			send(t, tab, clientA, fake1, "q1")
+			d.conns[0].replies <- datagram{"r1", unspecified}
+			synctest.Wait()
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1")
+		})
+	})
 	t.Run("two names share an address", func(t *testing.T) {
 		d := new(fakeDialer)
 		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
