@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -120,6 +122,7 @@ type Router struct {
 	log    *slog.Logger
 	snap   atomic.Pointer[Snapshot]
 	flows  registry
+	loop   atomic.Pointer[relay.Loop] // nil but during Run, and where this system has none
 	udp    *udpnat.Table
 	echoes chan struct{} // a token per echo in flight
 
@@ -150,16 +153,22 @@ func New(o Options) (*Router, error) {
 	return r, nil
 }
 
-// Run expires what is idle until ctx ends, then ends all UDP sessions and
-// returns. TCP flows end with the ctx that ServeTCP was given.
+// Run expires what is idle until ctx ends, then ends all flows and returns when
+// they have been told of.
 func (r *Router) Run(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		r.flows.watch(ctx)
-	}()
+	loop, err := relay.NewLoop()
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("router: %w", err)
+	}
+	var parts sync.WaitGroup
+	if loop != nil {
+		r.loop.Store(loop)
+		parts.Go(func() { loop.Run(ctx) })
+	}
+	parts.Go(func() { r.flows.watch(ctx) })
 	r.udp.Run(ctx)
-	<-done
+	r.loop.Store(nil)
+	parts.Wait()
 	return nil
 }
 
@@ -189,59 +198,97 @@ func (r *Router) target(dst netip.AddrPort) (flow.Target, func(), error) {
 	return t, release, nil
 }
 
-// ServeTCP decides q and serves it until it has ended, or until ctx ends. The
-// client hears nothing before the last hop has answered (DESIGN: truthful
-// connect).
+// ServeTCP decides q and serves it. The client hears nothing before the last hop
+// has answered. It returns when the flow has ended, or as soon as it needs no
+// goroutine any more; [Router.Run] waits for such flows. They end with ctx.
 func (r *Router) ServeTCP(ctx context.Context, q Request) {
-	rec := Record{
+	f := &tcpFlow{r: r, rec: Record{
 		Flow:        flow.Flow{Network: flow.TCP, Source: q.Source(), Inbound: "tun"},
 		Destination: q.Destination(),
 		Start:       time.Now(),
 		Verdict:     rule.Verdict{Index: -1},
-	}
-	defer func() { r.finish(&rec) }()
-
+	}}
 	target, release, err := r.target(q.Destination())
-	defer release()
-	rec.Flow.Target = target
+	f.release = release
+	f.rec.Flow.Target = target
 	if err != nil {
-		rec.end(EndOrphan, err)
 		q.Refuse(syscall.EHOSTUNREACH)
+		f.end(EndOrphan, err)
 		return
 	}
 	var out *Outbound
-	rec.Verdict, out = r.snap.Load().route(&rec.Flow)
-	rec.Outbound, rec.Hops = out.Name, out.Hops
+	f.rec.Verdict, out = r.snap.Load().route(&f.rec.Flow)
+	f.rec.Outbound, f.rec.Hops = out.Name, out.Hops
 
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	entry, ok := r.flows.add(&rec, cancel)
+	f.cancel = cancel
+	entry, ok := r.flows.add(&f.rec, cancel)
 	if !ok {
-		rec.end(EndLimit, errFlowLimit)
 		q.Refuse(syscall.ECONNREFUSED)
+		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	defer r.flows.remove(entry)
-
+	f.entry = entry
 	upstream, err := out.Dialer.DialTCP(ctx, target)
 	if err != nil {
-		rec.end(endOfDial(err), err)
 		q.Refuse(outbound.Errno(err))
+		f.end(endOfDial(err), err)
 		return
 	}
 	client, err := q.Accept()
 	if err != nil {
 		relay.Reset(upstream)
-		rec.end(EndClient, fmt.Errorf("client left before its connect was answered: %w", err))
+		f.end(EndClient, fmt.Errorf("client left before its connect was answered: %w", err))
 		return
 	}
-	end, err := relay.Relay(ctx, client, upstream, &entry.counters)
-	rec.Up, rec.Down = entry.counters.Up.Load(), entry.counters.Down.Load()
-	if entry.evicted.Load() {
-		rec.end(EndLimit, errEvicted)
+	r.relay(ctx, f, client, upstream)
+}
+
+// relay relays f, in the loop where its ends allow it.
+func (r *Router) relay(ctx context.Context, f *tcpFlow, client relay.Conn, upstream outbound.Conn) {
+	if stream, ok := client.(relay.Stream); ok {
+		socket, ok := upstream.(*net.TCPConn)
+		if loop := r.loop.Load(); ok && loop != nil {
+			err := loop.Relay(ctx, stream, socket, &f.entry.counters, f.relayed)
+			if err == nil {
+				return
+			}
+			r.log.Warn("relay with a goroutine", "err", err)
+		}
+	}
+	f.relayed(relay.Relay(ctx, client, upstream, &f.entry.counters))
+}
+
+// tcpFlow is a TCP flow and what has to be given back when it ends.
+type tcpFlow struct {
+	r       *Router
+	rec     Record
+	release func()
+	cancel  context.CancelFunc // nil until the flow is counted, as entry
+	entry   *entry
+}
+
+// relayed ends a flow that was connected.
+func (f *tcpFlow) relayed(end relay.End, err error) {
+	f.rec.Up, f.rec.Down = f.entry.counters.Up.Load(), f.entry.counters.Down.Load()
+	if f.entry.evicted.Load() {
+		f.end(EndLimit, errEvicted)
 		return
 	}
-	rec.end(endOfRelay(end), err)
+	f.end(endOfRelay(end), err)
+}
+
+// end gives back what the flow holds and tells of it. It is called once.
+func (f *tcpFlow) end(e End, err error) {
+	if f.cancel != nil {
+		f.cancel()
+	}
+	if f.entry != nil {
+		f.r.flows.remove(f.entry)
+	}
+	f.release()
+	f.rec.end(e, err)
+	f.r.finish(&f.rec)
 }
 
 // ServeUDP takes a datagram of a client. Packet tempo: see

@@ -34,33 +34,42 @@ type Conn struct {
 	from bytes.Reader
 
 	died atomic.Pointer[error] // what ended the connection before its time: see failed
+
+	mu     sync.Mutex    // guards what is registered with wq
+	stream *waiter.Entry // of Wake
+	s      *Stack        // where streams are counted
 }
 
 // direction is one half of a Conn: what wakes it, and its deadline.
 type direction struct {
 	mu       sync.Mutex // held by the Read or Write that runs
+	mask     waiter.EventMask
 	entry    waiter.Entry
-	ready    chan struct{}
+	ready    chan struct{} // nil until somebody has had to wait
 	deadline deadline
 }
 
 var _ net.Conn = (*Conn)(nil)
 
-func newConn(ep tcpip.Endpoint, wq *waiter.Queue, src, dst netip.AddrPort) *Conn {
-	c := &Conn{ep: ep, wq: wq, src: src, dst: dst, closed: make(chan struct{})}
-	c.rd.register(wq, waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr)
-	c.wr.register(wq, waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+func newConn(s *Stack, ep tcpip.Endpoint, wq *waiter.Queue, src, dst netip.AddrPort) *Conn {
+	c := &Conn{s: s, ep: ep, wq: wq, src: src, dst: dst, closed: make(chan struct{})}
+	c.rd.mask = waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr
+	c.wr.mask = waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
 	return c
 }
 
-func (d *direction) register(wq *waiter.Queue, mask waiter.EventMask) {
-	d.entry, d.ready = waiter.NewChannelEntry(mask)
-	wq.EventRegister(&d.entry)
-	d.deadline.init()
-}
-
-// wait blocks until the endpoint says that it is worth trying again.
+// wait blocks until it is worth trying the endpoint again.
 func (c *Conn) wait(d *direction) error {
+	if d.ready == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.isClosed() {
+			return net.ErrClosed
+		}
+		d.entry, d.ready = waiter.NewChannelEntry(d.mask)
+		c.wq.EventRegister(&d.entry)
+		return nil // there may have been an event before
+	}
 	select {
 	case <-d.ready:
 		return nil
@@ -205,12 +214,23 @@ func (c *Conn) Reset() { c.end(c.ep.Abort) }
 
 func (c *Conn) end(how func()) {
 	c.closeOnce.Do(func() {
+		c.mu.Lock()
 		close(c.closed)
-		c.wq.EventUnregister(&c.rd.entry)
-		c.wq.EventUnregister(&c.wr.entry)
+		for _, d := range []*direction{&c.rd, &c.wr} {
+			if d.ready != nil {
+				c.wq.EventUnregister(&d.entry)
+			}
+		}
+		if c.stream != nil {
+			c.wq.EventUnregister(c.stream)
+		}
+		c.mu.Unlock()
 		how()
-		c.rd.deadline.set(time.Time{})
-		c.wr.deadline.set(time.Time{})
+		c.rd.deadline.stop()
+		c.wr.deadline.stop()
+		if c.stream != nil {
+			c.s.streams.remove(c.ep)
+		}
 	})
 }
 
@@ -250,17 +270,31 @@ type deadline struct {
 	ch    chan struct{}
 }
 
-func (d *deadline) init() { d.ch = make(chan struct{}) }
-
 func (d *deadline) done() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.chanLocked()
+}
+
+func (d *deadline) chanLocked() chan struct{} {
+	if d.ch == nil {
+		d.ch = make(chan struct{})
+	}
 	return d.ch
+}
+
+func (d *deadline) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil {
+		d.timer.Stop()
+	}
 }
 
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.chanLocked()
 	if d.timer != nil && !d.timer.Stop() {
 		<-d.ch // the timer has fired or is about to
 	}

@@ -218,6 +218,27 @@ func TestDataBeforeReset(t *testing.T) {
 	}
 }
 
+// TestResetBehindFIN: Read has seen the end already, Write is told of the reset
+// as Linux tells it in CLOSE-WAIT.
+func TestResetBehindFIN(t *testing.T) {
+	client, server, s := pair(t, families()[0])
+	if err := client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	if _, err := server.Read(b); err != io.EOF {
+		t.Fatalf("Read: %v, want EOF", err)
+	}
+	client.Reset()
+	eventually(t, "the reset has come", func() bool { return s.Endpoints() == 0 })
+	if _, err := server.Write(b); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("Write: %v, want EPIPE", err)
+	}
+	if _, err := server.Read(b); err != io.EOF {
+		t.Errorf("Read: %v, want EOF still", err)
+	}
+}
+
 func TestClosed(t *testing.T) {
 	_, server, _ := pair(t, families()[0])
 	for range 2 {

@@ -16,18 +16,25 @@
 // promiscuous (every destination is ours) and spoofing (every source may be
 // ours).
 //
+// What is not from one host to one host (multicast, broadcast, unspecified or
+// IPv4-mapped addresses) is dropped before any handler sees it.
+//
 // TCP (tcp.go). A SYN that no endpoint claims becomes a [TCPRequest] in a
 // goroutine of its own. Nothing is answered until the handler calls Accept,
 // which does the handshake, or Refuse, which sends the RST or the ICMP error
 // that makes the client's connect(2) return the errno asked for. Retransmitted
-// SYNs meanwhile are absorbed. Attempts that wait are limited, in all and per
-// source; beyond the limit the SYN is dropped and the client's retransmission
-// tries again.
+// SYNs meanwhile are absorbed. Attempts that wait, for their answer or for the
+// end of their handshake, are limited, in all and per source; beyond the limit
+// the SYN is dropped and the client's retransmission tries again.
 //
 // A SYN for the four-tuple of a connection in TIME-WAIT ends the old connection
 // and starts a new one (RFC 6191 §2, RFC 1122 §4.2.2.13). netstack alone would
 // look for a listening socket, find none and drop it; clients that reuse their
 // ports would hang.
+//
+// A reset by the client is ECONNRESET to every Read and Write of a [Conn] from
+// then on (behind the client's FIN it is EPIPE to Write, as on Linux), and
+// [Conn.Reset] is one to the client.
 //
 // UDP (udp.go). Datagrams, reassembled, go to the handler without an endpoint;
 // [Stack.WriteUDP] sends from any address to any address. A datagram that the
@@ -38,8 +45,14 @@
 // # Limits and timeouts
 //
 //   - half-open attempts: [Options.HalfOpen], [Options.HalfOpenPerSource]
+//   - handshake: 10 s from Accept to the client's ACK (handshakeTimeout)
 //   - keepalive: a peer that is gone is noticed after 60 s + 8 × 15 s
+//   - after Close: 60 s for a client that takes no more data (closeTimeout), 60 s
+//     for one that does not close its own direction
 //   - TIME-WAIT: 2 s (timeWait)
+//   - end of Run: 1 s for a device that takes no more packets (goodbye)
 //   - buffers: up to 8 MiB received and 6 MiB to be sent per connection, grown
 //     on demand
+//   - fragments that wait for the rest of their packet: 4 MiB for each IP
+//     version, 30 s over IPv4 and 60 s over IPv6
 package stack

@@ -11,6 +11,9 @@ const (
 	TimeWait         = timeWait
 )
 
+// ToError is toError.
+func ToError(err tcpip.Error) error { return toError(err) }
+
 // SetClock replaces netstack's clock; before Run.
 func (s *Stack) SetClock(c tcpip.Clock) { s.clock = c }
 

@@ -198,7 +198,7 @@ func parse(t testing.TB, b []byte) packet {
 		if !h.IsValid(len(b)) || int(h.PayloadLength()) != len(b)-header.IPv6MinimumSize {
 			t.Fatalf("malformed IPv6 packet: % x", b)
 		}
-		p.proto = h.TransportProtocol()
+		p.proto = tcpip.TransportProtocolNumber(h.NextHeader())
 		p.ip, p.rest = b[:header.IPv6MinimumSize], b[header.IPv6MinimumSize:]
 		p.fragment = h.NextHeader() == uint8(header.IPv6FragmentExtHdrIdentifier)
 		p.src, _ = netip.AddrFromSlice(b[8:24])

@@ -98,6 +98,7 @@ type Stack struct {
 
 	ctx      context.Context // of Run; for requests only
 	halfOpen halfOpen
+	streams  streams
 	clock    tcpip.Clock // of netstack; nil is the machine's
 
 	datagrams    atomic.Uint64
@@ -189,13 +190,16 @@ func (s *Stack) endFlows(n *gstack.Stack) {
 	done := make(chan struct{})
 	go func() {
 		s.halfOpen.end()
+		s.streams.ended.Wait()
 		close(done)
 	}()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for ended := false; ; {
 		for _, e := range n.RegisteredEndpoints() {
-			e.Abort()
+			if !s.streams.has(e) {
+				e.Abort()
+			}
 		}
 		if ended {
 			return

@@ -87,7 +87,7 @@ func (r *TCPRequest) Accept() (*Conn, error) {
 	}
 	// Data goes out as it comes in: the far end has decided how to cut it.
 	ep.SocketOptions().SetDelayOption(false)
-	return newConn(ep, wq, r.src, r.dst), nil
+	return newConn(r.s, ep, wq, r.src, r.dst), nil
 }
 
 // handshakeError says in the words of a server what CreateEndpoint says in those

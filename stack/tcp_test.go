@@ -283,6 +283,25 @@ func TestOpenConnectionDoesNotGiveWay(t *testing.T) {
 	}
 }
 
+// TestBeforeDeliverAllocates nothing for what it lets pass.
+func TestBeforeDeliverAllocates(t *testing.T) {
+	if raced {
+		t.Skip("the race detector allocates")
+	}
+	_, s := onWire(t, &handler{}, stack.Options{}, nil)
+	for _, fam := range families() {
+		for name, p := range map[string][]byte{
+			"SYN":      fam.segment(stacktest.SYN, 1, 0, ""),
+			"data":     fam.segment(stacktest.ACK, 1, 0, "data"),
+			"datagram": stacktest.Datagram(fam.client, fam.server, nil),
+		} {
+			if n := testing.AllocsPerRun(1000, func() { s.BeforeDeliver(p) }); n != 0 {
+				t.Errorf("%s, %s: %v allocations, want 0", fam.name, name, n)
+			}
+		}
+	}
+}
+
 // TestCloseEnds: what was written before Close does not wait for ever for a client
 // that keeps its window shut, though it answers.
 func TestCloseEnds(t *testing.T) {
@@ -327,6 +346,40 @@ func TestCloseEnds(t *testing.T) {
 		t.Errorf("given up after %d s, want at least %s", passed, stack.CloseTimeout)
 	}
 	eventually(t, "nothing is left", func() bool { return s.Endpoints() == 0 })
+}
+
+// TestKeepalive: a client that is gone without a word is noticed after 60 s of
+// silence and 8 questions, 15 s apart.
+func TestKeepalive(t *testing.T) {
+	fam := families()[0]
+	clock := faketime.NewManualClock()
+	conns := make(chan *stack.Conn, 1)
+	w, _ := onWire(t, accept(conns, nil), stack.Options{}, clock)
+	handshake(t, w, fam, 1000)
+	c := receive(t, "connection", conns)
+	defer c.Close()
+	errs := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		errs <- err
+	}()
+	const notice = 60 + 8*15
+	for range notice - 1 {
+		clock.Advance(1e9)
+	}
+	for range 8 {
+		if h := nextTCP(t, w, fam); h.Flags() != header.TCPFlagAck {
+			t.Fatalf("got %s, want a keepalive probe", h.Flags())
+		}
+	}
+	silent(t, w, fam)
+	if len(errs) != 0 {
+		t.Fatalf("given up before its time: %v", <-errs)
+	}
+	clock.Advance(2e9)
+	if err := receive(t, "end of Read", errs); !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("Read: %v, want ETIMEDOUT", err)
+	}
 }
 
 // TestManyFlowsLeaveNothing: 10,000 flows, of which half end by the server and

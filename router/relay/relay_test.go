@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -45,18 +46,81 @@ type result struct {
 	err error
 }
 
-// start relays between two new connections and returns their far ends.
-func start(t testing.TB, ctx context.Context) (client, upstream *net.TCPConn, n *Counters, done chan result) {
+// peer is the far end of one side of a flow.
+type peer interface {
+	io.ReadWriter
+	CloseWrite() error
+	Break() // ends it by a RST
+}
+
+// tcpPeer is a peer with a socket.
+type tcpPeer struct{ *net.TCPConn }
+
+func (p tcpPeer) Break() {
+	p.SetLinger(0)
+	p.Close()
+}
+
+// A relayer is a relay under test: it starts one between two new connections and
+// returns their far ends.
+type relayer func(t testing.TB, ctx context.Context) (client, upstream peer, n *Counters, done chan result)
+
+// portable relays between two sockets with the function Relay.
+func portable(t testing.TB, ctx context.Context) (client, upstream peer, n *Counters, done chan result) {
 	t.Helper()
-	client, c := pair(t)
-	upstream, u := pair(t)
+	cl, c := pair(t)
+	up, u := pair(t)
 	n = new(Counters)
 	done = make(chan result, 1)
 	go func() {
 		end, err := Relay(ctx, c, u, n)
 		done <- result{end, err}
 	}()
-	return client, upstream, n, done
+	return tcpPeer{cl}, tcpPeer{up}, n, done
+}
+
+// onLoop returns the relayer of a Loop that runs until the test ends; nil where
+// this system has none.
+func onLoop(t testing.TB) relayer {
+	l, err := NewLoop()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan struct{})
+	go func() { l.Run(ctx); close(ran) }()
+	t.Cleanup(func() {
+		cancel()
+		<-ran
+		if len(l.flows) != 0 {
+			t.Errorf("%d flows are left in the loop", len(l.flows))
+		}
+	})
+	return func(t testing.TB, ctx context.Context) (peer, peer, *Counters, chan result) {
+		t.Helper()
+		s, client := newMemStream()
+		up, u := pair(t)
+		n, done := new(Counters), make(chan result, 1)
+		if err := l.Relay(ctx, s, u, n, func(end End, err error) { done <- result{end, err} }); err != nil {
+			t.Fatal(err)
+		}
+		return client, tcpPeer{up}, n, done
+	}
+}
+
+// each runs f with every relay that this system has: they are to be the same.
+func each(t *testing.T, f func(t *testing.T, start relayer)) {
+	t.Run("portable", func(t *testing.T) { f(t, portable) })
+	t.Run("loop", func(t *testing.T) {
+		start := onLoop(t)
+		if start == nil {
+			t.Skip("no loop on this system")
+		}
+		f(t, start)
+	})
 }
 
 func wait(t testing.TB, done chan result) result {
@@ -70,7 +134,9 @@ func wait(t testing.TB, done chan result) result {
 	}
 }
 
-func TestHalfCloseIsPassedOnEitherWay(t *testing.T) {
+func TestHalfCloseIsPassedOnEitherWay(t *testing.T) { each(t, halfCloseIsPassedOnEitherWay) }
+
+func halfCloseIsPassedOnEitherWay(t *testing.T, start relayer) {
 	for _, clientFirst := range []bool{true, false} {
 		client, upstream, n, done := start(t, t.Context())
 		first, second := client, upstream
@@ -100,7 +166,9 @@ func TestHalfCloseIsPassedOnEitherWay(t *testing.T) {
 	}
 }
 
-func TestResetIsPassedOn(t *testing.T) {
+func TestResetIsPassedOn(t *testing.T) { each(t, resetIsPassedOn) }
+
+func resetIsPassedOn(t *testing.T, start relayer) {
 	for _, side := range []End{Client, Upstream} {
 		client, upstream, _, done := start(t, t.Context())
 		breaks, sees := client, upstream
@@ -113,8 +181,7 @@ func TestResetIsPassedOn(t *testing.T) {
 		if _, err := io.ReadFull(sees, make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
-		breaks.SetLinger(0)
-		breaks.Close()
+		breaks.Break()
 		if _, err := sees.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%v reset: the other side read %v, want ECONNRESET", side, err)
 		}
@@ -124,7 +191,9 @@ func TestResetIsPassedOn(t *testing.T) {
 	}
 }
 
-func TestCancelResetsBothSides(t *testing.T) {
+func TestCancelResetsBothSides(t *testing.T) { each(t, cancelResetsBothSides) }
+
+func cancelResetsBothSides(t *testing.T, start relayer) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	client, upstream, _, done := start(t, ctx)
 	why := errors.New("told to stop")
@@ -132,20 +201,22 @@ func TestCancelResetsBothSides(t *testing.T) {
 	if r := wait(t, done); r.end != Canceled || r.err != why {
 		t.Errorf("Relay = %v, %v; want canceled with its cause", r.end, r.err)
 	}
-	for name, c := range map[string]net.Conn{"client": client, "upstream": upstream} {
+	for name, c := range map[string]peer{"client": client, "upstream": upstream} {
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%s read %v, want ECONNRESET", name, err)
 		}
 	}
 }
 
-func TestEveryByteArrivesBothWaysAtOnce(t *testing.T) {
+func TestEveryByteArrivesBothWaysAtOnce(t *testing.T) { each(t, everyByteArrivesBothWaysAtOnce) }
+
+func everyByteArrivesBothWaysAtOnce(t *testing.T, start relayer) {
 	client, upstream, n, done := start(t, t.Context())
 	const size = 64 << 20
 	var all sync.WaitGroup
 	for _, way := range []struct {
 		name     string
-		from, to *net.TCPConn
+		from, to peer
 	}{{"up", client, upstream}, {"down", upstream, client}} {
 		sent, got := sha256.New(), sha256.New()
 		var both sync.WaitGroup
@@ -208,22 +279,123 @@ func TestSlowReaderHoldsUpTheWriter(t *testing.T) {
 	})
 }
 
+// TestLoopIsQuietWhenIdle: a flow without traffic has no goroutine.
+func TestLoopIsQuietWhenIdle(t *testing.T) {
+	start := onLoop(t)
+	if start == nil {
+		t.Skip("no loop on this system")
+	}
+	const flows = 200
+	before := runtime.NumGoroutine()
+	clients := make([]peer, flows)
+	for i := range clients {
+		client, upstream, _, _ := start(t, t.Context())
+		client.Write([]byte("x"))
+		if _, err := io.ReadFull(upstream, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		clients[i] = client
+	}
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before+10; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) { // they end by themselves, but say nothing
+			t.Fatalf("%d goroutines for %d idle flows, %d before", runtime.NumGoroutine(), flows, before)
+		}
+	}
+}
+
+func TestLoopEndsItsFlows(t *testing.T) {
+	l, err := NewLoop()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no loop on this system")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan struct{})
+	go func() { l.Run(ctx); close(ran) }()
+	s, client := newMemStream()
+	_, u := pair(t)
+	ended := false
+	if err := l.Relay(t.Context(), s, u, new(Counters), func(end End, err error) { ended = end == Canceled }); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-ran // which waits for done
+	if !ended {
+		t.Error("the flow was not ended as canceled when Run returned")
+	}
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client read %v, want ECONNRESET", err)
+	}
+	_, u = pair(t)
+	s, _ = newMemStream()
+	if err := l.Relay(t.Context(), s, u, new(Counters), nil); err == nil {
+		t.Error("a Loop that has ended took a flow")
+	}
+}
+
+// TestLoopHoldsUpTheFasterSide: a client that does not read, and an upstream that
+// does not.
+func TestLoopHoldsUpTheFasterSide(t *testing.T) {
+	start := onLoop(t)
+	if start == nil {
+		t.Skip("no loop on this system")
+	}
+	for _, side := range []string{"client", "upstream"} {
+		client, upstream, n, done := start(t, t.Context())
+		from, to, moved := upstream, client, &n.Down
+		if side == "upstream" {
+			from, to, moved = client, upstream, &n.Up
+		}
+		const size = 32 << 20 // more than all socket buffers
+		sent, got := sha256.New(), sha256.New()
+		go func() {
+			io.CopyN(io.MultiWriter(from, sent), rand.Reader, size)
+			from.CloseWrite()
+			to.CloseWrite()
+		}()
+		// Until nothing moves any more.
+		for last := int64(-1); moved.Load() == 0 || moved.Load() != last; time.Sleep(50 * time.Millisecond) {
+			last = moved.Load()
+		}
+		if moved.Load() >= size {
+			t.Fatalf("%s does not read: all of %d bytes moved", side, size)
+		}
+		if _, err := io.Copy(got, to); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, done)
+		if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
+			t.Errorf("%s was slow: what arrived is not what was sent", side)
+		}
+	}
+}
+
 func BenchmarkRelay(b *testing.B) {
-	for _, size := range []int{64, 1500, 32 << 10, 256 << 10} {
-		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
-			client, upstream, _, done := start(b, b.Context())
-			go io.Copy(io.Discard, upstream)
-			buf := make([]byte, size)
-			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := client.Write(buf); err != nil {
-					b.Fatal(err)
+	for _, r := range []struct {
+		name  string
+		start relayer
+	}{{"portable", portable}, {"loop", onLoop(b)}} {
+		if r.start == nil {
+			continue
+		}
+		for _, size := range []int{64, 1500, 32 << 10, 256 << 10} {
+			b.Run(fmt.Sprintf("%s/down/%dB", r.name, size), func(b *testing.B) {
+				client, upstream, _, done := r.start(b, b.Context())
+				go io.Copy(io.Discard, client)
+				buf := make([]byte, size)
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := upstream.Write(buf); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-			client.CloseWrite()
-			upstream.CloseWrite()
-			wait(b, done)
-		})
+				client.CloseWrite()
+				upstream.CloseWrite()
+				wait(b, done)
+			})
+		}
 	}
 }

@@ -1,0 +1,148 @@
+package interop
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"tunroute/router/interop/lab"
+	"tunroute/router/interop/servers"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		if role := roles[os.Args[1]]; role != nil {
+			if err := role(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
+	lab.Enter(build)
+	goleak.VerifyTestMain(m)
+}
+
+// build builds the binary, with the race detector if the tests have it.
+func build(dir string) error {
+	args := []string{"build", "-o", filepath.Join(dir, "tunroute")}
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "tunroute/cmd/tunroute")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// heavy skips a test that is about amounts, where these would take too long.
+func heavy(t *testing.T) {
+	t.Helper()
+	if light() {
+		t.Skip("takes too long for -short and for the race detector")
+	}
+}
+
+func light() bool { return testing.Short() || raceDetector }
+
+// user is who runs tunroute.
+type user struct {
+	name   string
+	become []string // stands before the command
+}
+
+var (
+	rootUser = user{name: "root"}
+	nobody   = user{name: "nobody", become: []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"}}
+)
+
+// asEverybody runs a test as root and as an unprivileged user.
+func asEverybody(t *testing.T, test func(t *testing.T, u user)) {
+	for _, u := range []user{rootUser, nobody} {
+		t.Run(u.name, func(t *testing.T) {
+			u.need(t)
+			test(t, u)
+		})
+	}
+}
+
+// need skips or fails the test if there is no such user.
+func (u user) need(t *testing.T) {
+	t.Helper()
+	if u.become != nil {
+		lab.NeedRoot(t)
+		lab.Need(t, "setpriv", "util-linux")
+	}
+}
+
+// tunroute returns the command line of tunroute as a user.
+func (u user) tunroute(args ...string) []string {
+	return append(append(u.become[:len(u.become):len(u.become)], lab.Bin+"/tunroute"), args...)
+}
+
+// exec returns the command line of tunroute exec through a chain of servers.
+func (u user) exec(proxies []string, command ...string) []string {
+	args := []string{"exec"}
+	for _, p := range proxies {
+		args = append(args, "--proxy", p)
+	}
+	return u.tunroute(append(append(args, "--"), command...)...)
+}
+
+// run runs a command on a node and looks at what the race detector says.
+func run(t *testing.T, n *lab.Node, args ...string) lab.Result {
+	t.Helper()
+	r := n.Run(t, args...)
+	checkRaces(t, r.Stderr)
+	return r
+}
+
+// must is run of what has to succeed; it returns the standard output.
+func must(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	r := run(t, n, args...)
+	if r.Status != 0 {
+		t.Fatalf("%s: status %d\n%s%s", strings.Join(args, " "), r.Status, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+func checkRaces(t *testing.T, log string) {
+	t.Helper()
+	if strings.Contains(log, "DATA RACE") {
+		t.Errorf("in tunroute:\n%s", log)
+	}
+}
+
+// shell starts a shell on a node, behind tunroute exec.
+func (u user) shell(t *testing.T, n *lab.Node, proxies ...string) *lab.Shell {
+	t.Helper()
+	s := lab.NewShell(t, n.Command(u.exec(proxies, "sh")...))
+	t.Cleanup(func() { checkRaces(t, s.Log()) })
+	return s
+}
+
+// startServer starts a SOCKS server on srv, at lab.Proxy4 if the options say
+// nothing else, and returns HOST:PORT.
+func startServer(t *testing.T, l *lab.Lab, kind servers.Kind, o servers.Options) string {
+	t.Helper()
+	if kind == servers.OpenSSH {
+		lab.NeedRoot(t) // sshd changes to other users
+	}
+	o.Within = l.Srv.Within()
+	if !o.Listen.IsValid() {
+		o.Listen = lab.Proxy4
+	}
+	return servers.Start(t, kind, o).String()
+}
+
+// dante is a danted whose own connections come from lab.Proxy4 and lab.Proxy6,
+// and whose UDP relay hears everybody.
+var dante = servers.Options{External: []netip.Addr{lab.Proxy4, lab.Proxy6}, Config: "udp.connectdst: no"}

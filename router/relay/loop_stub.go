@@ -1,0 +1,23 @@
+//go:build !linux
+
+package relay
+
+import (
+	"context"
+	"errors"
+	"net"
+)
+
+// Loop relays without goroutines for flows that are idle; on Linux only.
+type Loop struct{}
+
+// NewLoop returns errors.ErrUnsupported.
+func NewLoop() (*Loop, error) { return nil, errors.ErrUnsupported }
+
+// Run is not reached.
+func (*Loop) Run(context.Context) {}
+
+// Relay is not reached.
+func (*Loop) Relay(context.Context, Stream, *net.TCPConn, *Counters, func(End, error)) error {
+	return errors.ErrUnsupported
+}
