@@ -286,9 +286,10 @@ func (d *deadline) chanLocked() chan struct{} {
 func (d *deadline) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.timer != nil {
-		d.timer.Stop()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.ch // as in set
 	}
+	d.timer = nil // set may come after it
 }
 
 func (d *deadline) set(t time.Time) {

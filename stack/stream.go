@@ -60,7 +60,7 @@ func (c *Conn) Forward(write func(bufs [][]byte) (int, error)) (int, error) {
 	var room [8][]byte // most queues have few segments
 	seen := slices(room[:0])
 	if _, err := c.ep.Read(&seen, tcpip.ReadOptions{Peek: true}); err != nil {
-		return 0, c.again(err)
+		return 0, c.again("read", err)
 	}
 	n, err := write(seen)
 	if n > 0 {
@@ -98,19 +98,21 @@ func (c *Conn) Fill(n int, read func(b []byte) (int, error)) (int, error) {
 	}
 	w, err := c.ep.Write(&filler{read, n}, tcpip.WriteOptions{})
 	if err != nil {
-		return int(w), c.again(err)
+		return int(w), c.again("write", err)
 	}
 	return int(w), nil
 }
 
-func (c *Conn) again(err tcpip.Error) error {
+// again is what Forward and Fill report for err.
+func (c *Conn) again(op string, err tcpip.Error) error {
 	switch err.(type) {
 	case *tcpip.ErrWouldBlock:
 		return syscall.EAGAIN
-	case *tcpip.ErrClosedForReceive:
-		return io.EOF
 	}
-	return c.opError("relay", toError(err))
+	if err := c.failed(err); err != io.EOF {
+		return c.opError(op, err)
+	}
+	return io.EOF
 }
 
 // streams are the endpoints that nobody may abort but the owner of their Conn.
