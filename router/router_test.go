@@ -35,7 +35,6 @@ type fakeNames struct {
 var (
 	fakeRange = netip.MustParsePrefix("198.18.0.0/15")
 	fakeAddr  = netip.MustParseAddr("198.18.0.9")
-	orphan    = netip.MustParseAddr("198.18.0.10")
 	client    = netip.MustParseAddrPort("10.0.0.2:4000")
 )
 

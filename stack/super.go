@@ -131,7 +131,7 @@ func verified(packet *buffer.Buffer) bool {
 	case header.IPVersion(h) == header.IPv6Version && len(h) >= header.IPv6MinimumSize:
 		ip := header.IPv6(h)
 		// Behind an extension header there may be a fragment, or anything.
-		proto, src, dst = ip.TransportProtocol(), ip.SourceAddress(), ip.DestinationAddress()
+		proto, src, dst = tcpip.TransportProtocolNumber(ip.NextHeader()), ip.SourceAddress(), ip.DestinationAddress()
 		at, end = header.IPv6MinimumSize, header.IPv6MinimumSize+int(ip.PayloadLength())
 	default:
 		return true // netstack refuses it

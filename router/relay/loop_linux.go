@@ -122,6 +122,13 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	return nil
 }
 
+// Flows returns how many flows there are.
+func (l *Loop) Flows() int {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return len(l.flows)
+}
+
 func (l *Loop) forget(f *event) {
 	l.mu.Lock()
 	if l.flows[f.fd] == f {

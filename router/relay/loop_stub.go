@@ -14,6 +14,9 @@ type Loop struct{}
 // NewLoop returns errors.ErrUnsupported.
 func NewLoop() (*Loop, error) { return nil, errors.ErrUnsupported }
 
+// Flows is not reached.
+func (*Loop) Flows() int { return 0 }
+
 // Run is not reached.
 func (*Loop) Run(context.Context) {}
 

@@ -95,8 +95,8 @@ func onLoop(t testing.TB) relayer {
 	t.Cleanup(func() {
 		cancel()
 		<-ran
-		if len(l.flows) != 0 {
-			t.Errorf("%d flows are left in the loop", len(l.flows))
+		if n := l.Flows(); n != 0 {
+			t.Errorf("%d flows are left in the loop", n)
 		}
 	})
 	return func(t testing.TB, ctx context.Context) (peer, peer, *Counters, chan result) {

@@ -40,7 +40,7 @@ func NewLogger(w io.Writer, o Options) *slog.Logger {
 	case o.JSON:
 		h = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.Level})
 	case o.Terminal:
-		h = tint.NewHandler(w, &tint.Options{Level: o.Level, TimeFormat: time.TimeOnly})
+		h = tint.NewTextHandler(w, &tint.Options{Level: o.Level, TimeFormat: time.TimeOnly})
 	default:
 		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: o.Level})
 	}
