@@ -60,14 +60,28 @@ func (n *fakeNames) holds() int {
 	return n.held
 }
 
-// pipeConn is one end of a connection in memory.
+// pipeConn is one end of a connection in memory, whose directions end apart.
 type pipeConn struct {
-	net.Conn
-	reset bool
+	net.Conn // reads
+	out      net.Conn
+	reset    bool
 }
 
-func (c *pipeConn) CloseWrite() error { return c.Close() }
-func (c *pipeConn) Reset()            { c.reset = true; c.Close() }
+// pipe returns both ends of a connection.
+func pipe() (near, far *pipeConn) {
+	a, b := net.Pipe()
+	c, d := net.Pipe()
+	return &pipeConn{Conn: a, out: d}, &pipeConn{Conn: c, out: b}
+}
+
+func (c *pipeConn) Write(b []byte) (int, error) { return c.out.Write(b) }
+func (c *pipeConn) CloseWrite() error           { return c.out.Close() }
+func (c *pipeConn) Reset()                      { c.reset = true; c.Close() }
+
+func (c *pipeConn) Close() error {
+	c.out.Close()
+	return c.Conn.Close()
+}
 
 // fakeRequest is an attempt; the client's end of what it accepts is far.
 type fakeRequest struct {
@@ -91,9 +105,9 @@ func (q *fakeRequest) Accept() (relay.Conn, error) {
 	if q.gone != nil {
 		return nil, q.gone
 	}
-	near, far := net.Pipe()
+	near, far := pipe()
 	q.far <- far
-	return &pipeConn{Conn: near}, nil
+	return near, nil
 }
 
 // fakeDialer connects to the ends that it hands out.
@@ -113,9 +127,9 @@ func (d *fakeDialer) DialTCP(ctx context.Context, t flow.Target) (outbound.Conn,
 	if d.err != nil {
 		return nil, d.err
 	}
-	near, far := net.Pipe()
+	near, far := pipe()
 	d.far <- far
-	d.last = &pipeConn{Conn: near}
+	d.last = near
 	return d.last, nil
 }
 
@@ -183,8 +197,8 @@ func TestAcceptComesAfterDial(t *testing.T) {
 	}
 	go far.Write([]byte("ping"))
 	io.ReadFull(upstream, make([]byte, 4))
-	far.Close()
-	upstream.Close()
+	far.(*pipeConn).CloseWrite()
+	upstream.(*pipeConn).CloseWrite()
 	<-done
 	if got := strings.Join(*q.order, " "); got != "dial accept" {
 		t.Errorf("order %q, want dial before accept", got)
