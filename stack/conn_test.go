@@ -365,7 +365,7 @@ func TestDeadlines(t *testing.T) {
 func TestConcurrentUse(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	for range 20 {
+	for range 10 {
 		client, server, _ := pair(t, families()[0])
 		var wg sync.WaitGroup
 		wg.Go(func() { io.Copy(io.Discard, server) })
