@@ -56,12 +56,17 @@ func AddrTarget(ap netip.AddrPort) Target {
 // literal, bracketed or not, becomes an address: a rule about addresses must
 // not be passed by writing the address as a name.
 func NewTarget(host string, port uint16) (Target, error) {
-	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")); err == nil {
+	literal := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if a, err := netip.ParseAddr(literal); err == nil {
 		return Target{Addr: a.Unmap(), Port: port}, nil
 	}
 	name, err := CanonicalName(host)
 	if err != nil {
 		return Target{}, err
+	}
+	// "10.0.0.20." is the address to whoever connects to it in the end.
+	if a, err := netip.ParseAddr(name); err == nil {
+		return Target{Addr: a.Unmap(), Port: port}, nil
 	}
 	return Target{Name: name, Port: port}, nil
 }
@@ -107,13 +112,14 @@ var (
 	ErrEmptyName = errors.New("empty name")
 	ErrLongName  = errors.New("name longer than 255 bytes")
 	ErrBadName   = errors.New("name with a space or control character")
+	ErrBadLabel  = errors.New("name with nothing between two dots")
 )
 
 // CanonicalName returns name in lower case and without the one trailing dot
 // that a fully qualified name may have. Letters beyond ASCII stay as they are.
 //
-// It refuses what no server may be sent: an empty name, one over [MaxName]
-// bytes, and one with a space, a control character or NUL (servers written in C
+// It refuses what no server may be sent: an empty name or label, a name over
+// [MaxName] bytes, and one with a space, a control character or NUL (servers written in C
 // cut a name at the NUL and connect to what is left).
 func CanonicalName(name string) (string, error) {
 	name = strings.TrimSuffix(name, ".")
@@ -122,6 +128,8 @@ func CanonicalName(name string) (string, error) {
 		return "", ErrEmptyName
 	case len(name) > MaxName:
 		return "", ErrLongName
+	case name[0] == '.', name[len(name)-1] == '.', strings.Contains(name, ".."):
+		return "", ErrBadLabel
 	}
 	lower := true
 	for i := range len(name) {

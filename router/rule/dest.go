@@ -134,10 +134,12 @@ func parseName(s string) (Dest, error) {
 		return Dest{}, parseError(s, "mixes an address with the sign for names", "write "+bare)
 	}
 	name, err := flow.CanonicalName(bare)
-	if err != nil {
-		if errors.Is(err, flow.ErrEmptyName) {
-			return Dest{}, parseError(s, "has no name in it", "\".\" is every name, \".example.org\" the name and all below")
-		}
+	switch {
+	case errors.Is(err, flow.ErrEmptyName):
+		return Dest{}, parseError(s, "has no name in it", "\".\" is every name, \".example.org\" the name and all below")
+	case errors.Is(err, flow.ErrBadLabel):
+		return Dest{}, parseError(s, "has an empty label (two dots in a row)", "take one of the dots away")
+	case err != nil:
 		return Dest{}, parseError(s, "is a "+err.Error(), "no server could be sent it")
 	}
 	if host, port, ok := strings.Cut(name, ":"); ok {
@@ -176,9 +178,6 @@ func parseName(s string) (Dest, error) {
 
 // badLabel says what is wrong with one label of a name, or "".
 func badLabel(label string) (reason, hint string) {
-	if label == "" {
-		return "has an empty label (two dots in a row)", "take one of the dots away"
-	}
 	for i := range len(label) {
 		switch c := label[i]; {
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_', c >= 0x80:
