@@ -6,12 +6,12 @@
 // reported as an [*Obstacle] with its remedy.
 //
 // The rooms behind: package route sends the traffic of a host into a device,
-// package netns makes a namespace that has nothing else.
+// package netns makes a namespace that has nothing else, and package nstest runs
+// tests where they can do both.
 //
 // The package opens and names a device and moves packets; it does not give it
 // addresses, set it up or look into packets. A [Device] hands out packets of at
 // most the MTU. On Linux the kernel has larger ones (super-segments, with a
-// virtio-net header); they are split on reading and joined on writing here. A
-// device that passes them on whole would say so by a second, optional
-// interface, and Device stays as it is.
+// virtio-net header): Read and Write split and join them, and a device that
+// passes them on whole as well is an [OffloadDevice].
 package tun

@@ -22,9 +22,21 @@ type Child struct {
 	// Router is the socket to R.
 	Router  *Conn
 	control *Conn
+
+	own      chan os.Signal      // what C itself is sent
+	requests chan syscall.Signal // what P asks to be passed on
+	over     chan struct{}       // closed when Run is
+	running  sync.WaitGroup      // listen and forward
+
+	mu    sync.Mutex // held while CMD is started, used by number, or reaped
+	pid   int        // of CMD; 0: not yet
+	ended bool       // pid may be another's
 }
 
 // Enter returns the Child in a process that [Start] has started.
+//
+// Until [Child.Run] has started the command, this process ends if P does, or if
+// either is sent a signal.
 func Enter() (*Child, error) {
 	first, err := strconv.Atoi(os.Getenv(inheritEnv))
 	if err != nil {
@@ -40,10 +52,62 @@ func Enter() (*Child, error) {
 		router.Close()
 		return nil, err
 	}
-	return &Child{Router: router, control: control}, nil
+	c := &Child{
+		Router:   router,
+		control:  control,
+		own:      make(chan os.Signal, 16),
+		requests: make(chan syscall.Signal),
+		over:     make(chan struct{}),
+	}
+	notify(c.own)
+	c.running.Go(c.listen)
+	c.running.Go(c.forward)
+	return c, nil
 }
 
-// Fail tells P why there will be no command; [Inside.Wait] returns it.
+// listen reads what P says until P has gone or control is closed.
+func (c *Child) listen() {
+	for {
+		m, err := c.control.receiveMessage()
+		if err != nil {
+			c.endWithoutCommand(0)
+			return
+		}
+		if len(m) != 2 || m[0] != kindSignal {
+			continue
+		}
+		select {
+		case c.requests <- syscall.Signal(m[1]):
+		case <-c.over:
+			return
+		}
+	}
+}
+
+// endWithoutCommand ends this process if there is no CMD yet, and tells P that it
+// was by this signal.
+func (c *Child) endWithoutCommand(sig syscall.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pid != 0 {
+		return
+	}
+	c.tell(unix.WaitStatus(sig), false) // a status of wait(2) has the signal in its lowest bits
+	os.Exit(exitFailed)
+}
+
+// tell tells P how CMD ended, and whether something of it is alive.
+func (c *Child) tell(status unix.WaitStatus, alive bool) {
+	m := []byte{kindExit, 0}
+	if alive {
+		m[1] = 1
+	}
+	// If P has gone there is nobody to tell.
+	_ = c.control.send(binary.BigEndian.AppendUint32(m, uint32(status)))
+}
+
+// Fail tells P why there will be no command; [Inside.Wait] returns it when this
+// process has ended, which it must do now.
 func (c *Child) Fail(err error) {
 	c.fail(exitFailed, err)
 }
@@ -55,64 +119,40 @@ func (c *Child) fail(code byte, err error) {
 
 // Run starts a command, tells P how it ended, and returns when no process of it
 // is left. args[0] is looked up in PATH. If the command cannot be started it
-// tells P so, and returns at once.
+// calls [Child.Fail], and returns at once.
 //
 // It gives up the standard files, all others that this process was started with,
 // and the current directory. It leaves the calling goroutine locked to its
 // thread, without capabilities. It is the last thing that a process does.
 func (c *Child) Run(args []string) error {
-	defer c.Router.Close()
-	defer c.control.Close()
-	// Becoming the parent of orphans, and so knowing when there are none.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		err = fmt.Errorf("become a subreaper: %w", err)
-		c.Fail(err)
-		return err
-	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		c.Fail(err)
 		return err
 	}
 	defer null.Close()
-	// From here on signals to the group are for CMD.
-	own := make(chan os.Signal, 16)
-	notify(own)
-	defer signal.Stop(own)
-
-	pid, err := startCommand(args)
+	// Becoming the parent of orphans, and so knowing when there are none.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		err = fmt.Errorf("become a subreaper: %w", err)
+		c.Fail(err)
+		return err
+	}
+	c.mu.Lock()
+	c.pid, err = startCommand(args)
+	c.mu.Unlock()
 	if err != nil {
 		c.fail(exitCode(err), err)
 		return err
 	}
+	defer c.Router.Close() // the end of the network
 	if err := letGo(null); err != nil {
-		return err // and CMD ends with the network
+		return err
 	}
-
-	cmd := &command{pid: pid}
-	requests := make(chan syscall.Signal)
-	over := make(chan struct{})
-	var running sync.WaitGroup
-	running.Go(func() { // until reap closes control, or P goes
-		for {
-			m, err := c.control.receiveMessage()
-			if err != nil {
-				return
-			}
-			if len(m) == 2 && m[0] == kindSignal {
-				select {
-				case requests <- syscall.Signal(m[1]):
-				case <-over:
-					return
-				}
-			}
-		}
-	})
-	running.Go(func() { cmd.forward(own, requests, over) })
-	c.reap(cmd)
-	close(over)
+	c.reap()
+	close(c.over)
 	c.control.Close()
-	running.Wait()
+	c.running.Wait()
+	signal.Stop(c.own)
 	return nil
 }
 
@@ -186,50 +226,48 @@ func letGo(null *os.File) error {
 	return os.Chdir("/")
 }
 
-// command is CMD.
-type command struct {
-	mu    sync.Mutex // held while pid is used or reaped: afterwards it may be another's
-	pid   int
-	ended bool
-}
-
 // reap waits for all descendants, and reports the end of CMD.
-func (c *Child) reap(cmd *command) {
+func (c *Child) reap() {
 	for {
 		// Leaves it waitable: pid must not become another's before the lock.
-		err := waitAny()
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		if waitAny() != nil {
 			return // ECHILD: the last one has ended
 		}
-		cmd.mu.Lock()
+		c.mu.Lock()
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-		ended := err == nil && pid == cmd.pid && !cmd.ended
-		cmd.ended = cmd.ended || ended
-		cmd.mu.Unlock()
+		ended := err == nil && pid == c.pid && !c.ended
+		c.ended = c.ended || ended
+		c.mu.Unlock()
 		if ended {
-			// If P has gone there is nobody to tell.
-			_ = c.control.send(binary.BigEndian.AppendUint32([]byte{kindExit}, uint32(status)))
+			c.tell(status, anyAlive())
 			c.control.Close()
 		}
 	}
 }
 
-// waitAny blocks until a child has ended, and leaves its status to be fetched.
-func waitAny() error {
-	return unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
+// anyAlive says whether there is a child that has not ended. Those that have, it
+// reaps.
+func anyAlive() bool {
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		switch {
+		case errors.Is(err, unix.EINTR), err == nil && pid > 0:
+		default:
+			return err == nil
+		}
+	}
 }
 
-// exitStatus is the status of a kindExit message.
-func exitStatus(m []byte) Status {
-	ws := syscall.WaitStatus(binary.BigEndian.Uint32(m))
-	if ws.Signaled() {
-		return Status{Code: 128 + int(ws.Signal()), Signal: ws.Signal()}
+// waitAny blocks until a child has ended, and leaves its status to be fetched.
+// It returns ECHILD if there is no child.
+func waitAny() error {
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return Status{Code: ws.ExitStatus()}
 }
 
 const (
@@ -243,32 +281,34 @@ const (
 
 // forward passes the signals that P asks for on to CMD, but for those that C was
 // sent as well: they went to the whole group. It ends with over.
-func (cmd *command) forward(own <-chan os.Signal, requests <-chan syscall.Signal, over <-chan struct{}) {
+func (c *Child) forward() {
 	last := make(map[os.Signal]time.Time)
 	for {
 		select {
-		case <-over:
+		case <-c.over:
 			return
-		case sig := <-own:
+		case sig := <-c.own:
+			c.endWithoutCommand(sig.(syscall.Signal))
 			last[sig] = time.Now()
-		case sig := <-requests:
+		case sig := <-c.requests:
+			c.endWithoutCommand(sig)
 			if t, ok := last[sig]; ok && time.Since(t) < groupSince {
 				continue
 			}
-			if !cmd.sentToGroup(sig, own, last) {
-				cmd.kill(sig)
+			if !c.sentToGroup(sig, last) {
+				c.kill(sig)
 			}
 		}
 	}
 }
 
 // sentToGroup waits whether C itself is sent sig.
-func (cmd *command) sentToGroup(sig syscall.Signal, own <-chan os.Signal, last map[os.Signal]time.Time) bool {
+func (c *Child) sentToGroup(sig syscall.Signal, last map[os.Signal]time.Time) bool {
 	timer := time.NewTimer(groupWait)
 	defer timer.Stop()
 	for {
 		select {
-		case s := <-own:
+		case s := <-c.own:
 			last[s] = time.Now()
 			if s == os.Signal(sig) {
 				return true
@@ -279,11 +319,10 @@ func (cmd *command) sentToGroup(sig syscall.Signal, own <-chan os.Signal, last m
 	}
 }
 
-func (cmd *command) kill(sig syscall.Signal) {
-	cmd.mu.Lock()
-	defer cmd.mu.Unlock()
-	if !cmd.ended {
-		_ = unix.Kill(cmd.pid, sig) // it may be a zombie
+func (c *Child) kill(sig syscall.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended {
+		_ = unix.Kill(c.pid, sig) // it may be a zombie
 	}
 }
-

@@ -53,7 +53,7 @@ const (
 	kindTUN    = 't' // the TUN goes along; 4 bytes, big-endian: its MTU. C to R
 	kindReady  = 'r' // text: why not, or empty. R to C
 	kindSignal = 's' // 1 byte: the number of a signal for CMD. P to C
-	kindExit   = 'x' // 4 bytes, big-endian: the status of CMD as wait(2) has it. C to P
+	kindExit   = 'x' // 1 byte: 1 if CMD has left something, else 0; 4 bytes, big-endian: the status of CMD as wait(2) has it. C to P
 	kindFail   = 'f' // 1 byte: exit status; text: why there will be no CMD. C to P
 )
 
@@ -149,6 +149,11 @@ func (c *Conn) receive() (m []byte, fds []int, err error) {
 	m = make([]byte, maxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*8)) // more than ever comes, so that all can be closed
 	n, oobn, _, _, err := c.c.ReadMsgUnix(m, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The other end has closed without reading all that we sent. The
+		// kernel says so once, before what it sent us.
+		n, oobn, _, _, err = c.c.ReadMsgUnix(m, oob)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

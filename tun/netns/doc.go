@@ -29,7 +29,8 @@
 // the host: they cannot come back into the TUN.
 //
 // How long each lives. P ends as soon as CMD has: a shell that waits for it
-// goes on. What CMD has left running becomes a child of C, the subreaper; while
+// goes on. If CMD has left nothing running, which is the rule, C and R end then
+// too, and P can wait for both. What CMD has left running becomes a child of C, the subreaper; while
 // there is any, C holds its end of the socket, and R reads the TUN. When C ends
 // R sees the end of the socket and ends too. If R dies, the TUN goes with it,
 // and what is inside has no way out; if C is killed, R ends. So there is no

@@ -33,4 +33,8 @@ type Status struct {
 	Code int
 	// Signal is the signal that ended the command, or 0.
 	Signal syscall.Signal
+	// Alive says that the command has left something running, for which C
+	// and R live on. If not, C has ended and been waited for, R is about to
+	// end, and P can wait for it.
+	Alive bool
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -105,6 +106,9 @@ func addresses(h *netlink.Handle, name string, prefixes []netip.Prefix) (warning
 		if err := h.AddrAdd(link, addr); err != nil {
 			return nil, fmt.Errorf("address %s: %w", p, err)
 		}
+		if is6 {
+			awaitLocal(h, p.Addr())
+		}
 		if routed[is6] {
 			continue
 		}
@@ -119,6 +123,20 @@ func addresses(h *netlink.Handle, name string, prefixes []netip.Prefix) (warning
 		}
 	}
 	return warnings, nil
+}
+
+// awaitLocal waits until the kernel takes packets for an IPv6 address. It gives
+// an address its route later, in a work queue (addrconf_dad_work of
+// net/ipv6/addrconf.c), and tells of the address before: the answer to the first
+// packet of CMD could be lost. It takes microseconds, and tens of milliseconds on
+// a busy machine.
+func awaitLocal(h *netlink.Handle, addr netip.Addr) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+	}
 }
 
 // enableIPv6 makes a link that is still down ready for IPv6.
@@ -150,7 +168,6 @@ func allowPing() error {
 	for _, r := range idRanges("/proc/self/gid_map") {
 		low, high = min(low, r.first), max(high, r.first+r.size-1)
 	}
-	high = min(high, math.MaxInt32) // GID_T_MAX of net/ipv4/sysctl_net_ipv4.c
 	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", fmt.Appendf(nil, "%d %d", low, high), 0)
 }
 

@@ -1,13 +1,16 @@
 package netns
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,6 +27,7 @@ const inheritEnv = "TUNROUTE_NETNS_FD"
 type Inside struct {
 	cmd     *exec.Cmd
 	control *Conn
+	signals chan os.Signal
 }
 
 // Start runs this executable again, with args, in namespaces of its own, and
@@ -31,6 +35,10 @@ type Inside struct {
 // one end of a [Pair], and all files that this process was started with; Start
 // closes router, and all files but the standard ones, whether it succeeds or
 // not. The environment and the directory are those of this process.
+//
+// From here on the signals that [Inside.Signal] is for do not end this process
+// any more: [Inside.Wait] passes them on, and [Status.Exit] ends it as they have
+// ended the command.
 //
 // Root needs no user namespace; if it may not make the others without, and for
 // every other user, there is one.
@@ -49,6 +57,10 @@ func Start(args []string, router *os.File) (*Inside, error) {
 		return nil, err
 	}
 
+	// Before there is a C: its group must not lose P to a signal for all.
+	signals := make(chan os.Signal, 16)
+	notify(signals)
+
 	user := os.Geteuid() != 0
 	cmd, err := start(args, user, router, far)
 	if errors.Is(err, unix.EPERM) && !user {
@@ -56,9 +68,10 @@ func Start(args []string, router *os.File) (*Inside, error) {
 	}
 	if err != nil {
 		control.Close()
+		signal.Stop(signals)
 		return nil, Diagnose(fmt.Errorf("make a namespace: %w", err))
 	}
-	return &Inside{cmd, control}, nil
+	return &Inside{cmd, control, signals}, nil
 }
 
 func start(args []string, newUser bool, router, control *os.File) (*exec.Cmd, error) {
@@ -128,15 +141,16 @@ func identity(path string) []syscall.SysProcIDMap {
 
 type idRange struct{ first, size int }
 
-// idRanges returns the ids that exist in this user namespace.
+// idRanges returns the ids that exist in this user namespace, as far as they are
+// below 2^31-1, which no system assigns more of.
 func idRanges(path string) []idRange {
 	var rs []idRange
 	b, _ := os.ReadFile(path)
 	for line := range strings.Lines(string(b)) {
-		var r idRange
-		var outside int
-		if n, _ := fmt.Sscan(line, &r.first, &outside, &r.size); n == 3 {
-			rs = append(rs, r)
+		var first, outside, size uint32
+		n, _ := fmt.Sscan(line, &first, &outside, &size)
+		if n == 3 && first <= math.MaxInt32 {
+			rs = append(rs, idRange{int(first), int(min(size, math.MaxInt32-first))})
 		}
 	}
 	return rs
@@ -161,6 +175,7 @@ func inheritedFDs() ([]int, error) {
 			fds = append(fds, fd)
 		}
 	}
+	slices.Sort(fds) // the directory has them as text
 	return fds, nil
 }
 
@@ -183,9 +198,10 @@ func (i *Inside) Signal(sig syscall.Signal) error {
 	return i.control.send([]byte{kindSignal, byte(sig)})
 }
 
-// Wait blocks until CMD has ended and returns how. C may live on. Until then
-// the signals that [Inside.Signal] is for are passed on, and do not end this
-// process.
+// Wait blocks until CMD has ended and returns how. C may live on, see
+// [Status.Alive]. Signals that this process is sent are passed on meanwhile.
+// Afterwards they are still caught: one for the whole group, by which CMD has
+// ended, must not end P in another way.
 //
 // An error says why there was no CMD or what happened to C; the status is 125,
 // 126 or 127 then. Wait may be called once.
@@ -194,9 +210,6 @@ func (i *Inside) Wait() (Status, error) {
 		status Status
 		err    error
 	}
-	signals := make(chan os.Signal, 16)
-	notify(signals)
-	defer signal.Stop(signals)
 	defer i.control.Close()
 
 	reported := make(chan report, 1)
@@ -206,7 +219,7 @@ func (i *Inside) Wait() (Status, error) {
 	}()
 	for {
 		select {
-		case sig := <-signals:
+		case sig := <-i.signals:
 			// An error means that C has gone, which the report tells.
 			_ = i.Signal(sig.(syscall.Signal))
 		case r := <-reported:
@@ -220,27 +233,50 @@ func (i *Inside) receive() (Status, error) {
 		m, err := i.control.receiveMessage()
 		switch {
 		case errors.Is(err, io.EOF):
-			return Status{Code: exitFailed}, fmt.Errorf("the process in the namespace ended without a word: %w", cause(i.cmd.Wait()))
+			return i.unreported()
 		case err != nil:
 			return Status{Code: exitFailed}, err
-		case m[0] == kindExit && len(m) == 5:
-			return exitStatus(m[1:]), nil
+		case m[0] == kindExit && len(m) == 6:
+			status := exitStatus(syscall.WaitStatus(binary.BigEndian.Uint32(m[2:])))
+			if status.Alive = m[1] != 0; !status.Alive {
+				i.cmd.Wait()
+			}
+			return status, nil
 		case m[0] == kindFail && len(m) >= 2:
+			i.cmd.Wait()
 			return Status{Code: int(m[1])}, errors.New(string(m[2:]))
 		}
 	}
 }
 
-func cause(err error) error {
-	if err == nil {
-		return errors.New("exit status 0")
+// exitStatus is that of a command that has ended.
+func exitStatus(ws syscall.WaitStatus) Status {
+	if ws.Signaled() {
+		return signalStatus(ws.Signal())
 	}
-	return err
+	return Status{Code: ws.ExitStatus()}
+}
+
+// unreported is for a C that ended without a word. Before it has called Enter it
+// ends by the signals that CMD would have got.
+func (i *Inside) unreported() (Status, error) {
+	i.cmd.Wait()
+	ws, ok := i.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && ws.Signaled() && slices.Contains(groupSignals(), os.Signal(ws.Signal())) {
+		return signalStatus(ws.Signal()), nil
+	}
+	return Status{Code: exitFailed}, fmt.Errorf("the process in the namespace ended without a word: %s", i.cmd.ProcessState)
+}
+
+// signalStatus is that of a command that a signal has ended.
+func signalStatus(sig syscall.Signal) Status {
+	return Status{Code: 128 + int(sig), Signal: sig}
 }
 
 // Kill ends C, and so R and the namespace if there is no CMD yet. It is for a
 // parent that cannot go on.
 func (i *Inside) Kill() {
+	signal.Stop(i.signals)
 	i.cmd.Process.Kill()
 	i.cmd.Wait()
 	i.control.Close()
@@ -267,13 +303,13 @@ func notify(c chan<- os.Signal) {
 
 // Exit ends this process as the command ended. If a signal has ended the command
 // it is the same signal, so that a shell sees what it would have seen without
-// us: after ^C it ends its own loop only if the program was ended by SIGINT. But
-// a signal that would leave a core file is not sent again, since the core would
-// be ours: the exit status is 128 plus its number then.
+// us: after ^C it ends its own loop only if the program was ended by SIGINT. A
+// signal that is rare, or would leave a core file, which would be ours, becomes
+// the exit status 128 plus its number, as a shell has it.
 func (s Status) Exit() {
 	switch s.Signal {
-	case syscall.SIGHUP, syscall.SIGINT, syscall.SIGKILL, syscall.SIGTERM,
-		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM:
+	// Of the signals without a core, those that end a Go program.
+	case syscall.SIGHUP, syscall.SIGINT, syscall.SIGKILL, syscall.SIGTERM:
 		if signal.Ignored(s.Signal) {
 			break
 		}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -73,7 +74,7 @@ type step struct {
 // is undone. It changes nothing if somebody else uses the numbers of the plan
 // ([ErrConflict]), or if an earlier run has left something ([ErrLeftover], see
 // [Clean]). It needs CAP_NET_ADMIN. ctx is asked between the steps, each of
-// which takes microseconds.
+// which takes microseconds, but for IPv6 addresses: it waits until they work.
 //
 // The rules that send packets into the TUN come last, so that nothing is lost
 // on the way.
@@ -127,6 +128,11 @@ func (a *Applied) apply(ctx context.Context, h *netlink.Handle, p Plan, link net
 			return err
 		}
 	}
+	for _, prefix := range p.Addresses {
+		if prefix.Addr().Is6() {
+			awaitLocal(h, prefix.Addr())
+		}
+	}
 	for _, r := range p.Routes {
 		route := r.netlink(link.Attrs().Index)
 		if err := do("route "+r.describe(p.Device),
@@ -144,6 +150,19 @@ func (a *Applied) apply(ctx context.Context, h *netlink.Handle, p Plan, link net
 		}
 	}
 	return nil
+}
+
+// awaitLocal waits until the kernel takes packets for an IPv6 address of a link
+// that is up. It gives an address its route later, in a work queue
+// (addrconf_dad_work of net/ipv6/addrconf.c), and tells of the address before. It
+// takes microseconds, and tens of milliseconds on a busy machine.
+func awaitLocal(h *netlink.Handle, addr netip.Addr) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+	}
 }
 
 // Undo takes back what Apply has done, the last first, and leaves the host as it

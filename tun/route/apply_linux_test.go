@@ -179,7 +179,7 @@ func TestApplyRoutesAndUndoRestores(t *testing.T) {
 	checkVia(t, 0, map[string]string{
 		"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0", // default routes only
 		"10.1.2.9": "lan0", "10.9.9.9": "lan0", "2001:db8:100::9": "lan0", "192.0.2.9": "up0",
-		"192.0.2.2": "local", "2001:db8::2": "local", "127.0.0.1": "local", "198.18.0.1": "local",
+		"192.0.2.2": "local", "2001:db8::2": "local", "127.0.0.1": "local", "198.18.0.1": "local", "fd00:74::1": "local",
 	})
 	checkVia(t, DefaultMark, mainOnly)
 	checkVia(t, DefaultMark|0x1234, mainOnly) // the other bits are not ours

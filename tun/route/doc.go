@@ -64,5 +64,7 @@
 // is ever touched. The plan knows the addresses that the host had when it was
 // made and does not follow changes. Answers of a container whose port is
 // published by NAT have the address of the container when they are routed: its
-// network must be excluded, or they go into the TUN.
+// network must be excluded, or they go into the TUN. systemd-networkd removes the
+// rules of others when it starts, unless networkd.conf says
+// ManageForeignRoutingPolicyRules=no.
 package route
