@@ -1,17 +1,15 @@
-// Package bench says how fast tunroute is.
+// Package bench measures the whole path of a flow, in memory: a client machine
+// with a netstack of its own, tunroute's stack, engine and router, and servers
+// behind real sockets on the loopback interface. No privilege is needed, and no
+// packet leaves the process but on the loopback interface.
 //
-// The benchmarks here take the whole path in memory: the netstack of a client
-// machine, tunroute's own, the rules, an outbound, and an echo server or a sink
-// on the loopback interface. "direct" beside each is the same load between the
-// same sockets without tunroute. They need no privilege:
+//	client machine ── packets ── stack ─ router ── sockets ── server
 //
-//	go test -run '^$' -bench . ./bench
+// README.md tells how to run it and how to read its figures. What single rooms
+// cost is measured in the rooms: BenchmarkRelay (router/relay), BenchmarkMatch
+// (router/rule), BenchmarkSend (router/udpnat), BenchmarkAssociation
+// (router/outbound), BenchmarkAnswerLeased (dnsfake).
 //
-// Of the parts there are benchmarks in their rooms: relay (BenchmarkRelay), rule
-// (BenchmarkMatch), udpnat (BenchmarkSend), dnsfake (BenchmarkAnswerLeased,
-// BenchmarkPoolAcquire), socks and stack.
-//
-// They run against each other's load on two cores: the client's netstack costs as
-// much as ours. For figures to compare with other routers a kernel must be the
-// client; README.md has those of iperf3.
+// It has nothing but benchmarks. It does not measure the kernel's TUN, which
+// takes packets in super-segments that the client machine here does not make.
 package bench

@@ -34,8 +34,8 @@ is needed, and nothing of the host is changed.
 
 Where its connections go is said by a config file; or by --proxy, which given
 several times makes a chain, the nearest first; or by the environment (all_proxy,
-ALL_PROXY, SOCKS5_SERVER, SOCKS_SERVER, SOCKS4_SERVER). If nothing says it they go
-directly, from this host.
+ALL_PROXY, SOCKS5_SERVER, SOCKS_SERVER, SOCKS4_SERVER), from which it is taken. If
+nothing says it they go directly, from this host.
 
 The exit status is that of the program; 125 if tunroute fails, 126 if the program
 cannot be executed and 127 if it is not found. What the program leaves running
@@ -47,28 +47,24 @@ Flows that fail are logged on standard error; -v logs all of them.`,
   ALL_PROXY=socks5h://user:password@proxy.example:1080 tunroute exec -- git fetch`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				fmt.Fprintf(os.Stderr, "tunroute: exec: no program to run; try `tunroute exec -- curl -s http://example.org/`\n")
-				return exitFailed
-			}
-			if s.Config == "" && len(s.Proxies) == 0 {
-				if p := config.ProxyFromEnv(os.Getenv); p != "" {
-					s.Proxies = []string{p}
-				}
+			switch {
+			case len(args) == 0:
+				return errors.New("no program to run; try `tunroute exec -- curl -s http://example.org/`")
+			case s.Config != "" && len(s.Proxies) > 0:
+				return errors.New("-c and --proxy are both given, and a config names its servers itself, under upstreams")
+			case s.Config == "" && len(s.Proxies) == 0:
+				s.Proxies = takeProxyFromEnv()
 			}
 			cfg, err := s.load()
-			if err != nil {
-				var place config.Errors
-				if errors.As(err, &place) {
-					fmt.Fprintf(os.Stderr, "%v\n", err) // begins with its own place
-				} else {
-					fmt.Fprintf(os.Stderr, "tunroute: exec: %v\n", err)
-				}
+			var place config.Errors
+			if errors.As(err, &place) {
+				fmt.Fprintf(os.Stderr, "%v\n", err) // begins with its own place
 				return exitFailed
 			}
-			for _, w := range cfg.Warnings {
-				fmt.Fprintf(os.Stderr, "%v\n", w)
+			if err != nil {
+				return err
 			}
+			warn(cfg.Warnings)
 			return runExec(s, cfg, args)
 		},
 	}
@@ -77,16 +73,35 @@ Flows that fail are logged on standard error; -v logs all of them.`,
 	configFlag(c, &s.Config, "")
 	c.Flags().StringArrayVar(&s.Proxies, "proxy", nil, "the `URL` of a SOCKS server; several make a chain")
 	c.Flags().CountVarP(&s.Verbose, "verbose", "v", "log all flows; twice for what is behind them")
-	c.MarkFlagsMutuallyExclusive("config", "proxy")
 	return c
+}
+
+// takeProxyFromEnv returns the proxy that the environment names, if any, and
+// takes it out of there: the program's connections go through it now, and one
+// that speaks SOCKS itself would look for it in the wrong network.
+func takeProxyFromEnv() []string {
+	p := config.ProxyFromEnv(os.Getenv)
+	if p == "" {
+		return nil
+	}
+	for name := config.ProxyVariable(os.Getenv); name != ""; name = config.ProxyVariable(os.Getenv) {
+		os.Unsetenv(name)
+	}
+	return []string{p}
 }
 
 // load returns the config of a spec.
 func (s spec) load() (*config.Config, error) {
-	if s.Config != "" {
-		return config.Load(s.Config)
+	if s.Config == "" {
+		return config.FromProxies(s.Proxies)
 	}
-	return config.FromProxies(s.Proxies)
+	cfg, err := config.Load(s.Config)
+	if err != nil {
+		return nil, err
+	}
+	// The addresses are for the clients of run, which may be serving them.
+	cfg.DNS.Listen = nil
+	return cfg, nil
 }
 
 // logLevel returns the level of the log, and whether flows that went well are

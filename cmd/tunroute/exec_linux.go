@@ -73,13 +73,9 @@ type insideSpec struct {
 
 // runExec is P. It does not return if the program was ended by a signal.
 func runExec(s spec, cfg *config.Config, args []string) error {
-	fail := func(err error) error {
-		fmt.Fprintf(os.Stderr, "tunroute: exec: %v\n", err)
-		return exitFailed
-	}
 	addrs, err := engine.AddrsOf(cfg)
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	inside, err := json.Marshal(insideSpec{
 		Config: netns.Config{
@@ -94,23 +90,23 @@ func runExec(s spec, cfg *config.Config, args []string) error {
 		Verbose: s.Verbose > 0,
 	})
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	forRouter, forInside, err := netns.Pair()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	s.Terminal = term.IsTerminal(int(os.Stderr.Fd()))
 	r, err := startRouter(s, forRouter)
 	forRouter.Close()
 	if err != nil {
 		forInside.Close()
-		return fail(err)
+		return err
 	}
 	c, err := netns.Start(append([]string{stageInside, string(inside)}, args...), forInside)
 	if err != nil {
 		r.release() // it sees that there is no C, and ends
-		return fail(err)
+		return err
 	}
 	status, err := c.Wait()
 	r.release()

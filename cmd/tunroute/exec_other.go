@@ -5,15 +5,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 
 	"tunroute/cmd/tunroute/config"
 )
 
 func runExec(spec, *config.Config, []string) error {
-	fmt.Fprintf(os.Stderr, "tunroute: exec: not supported on this system (%s): %v\n", runtime.GOOS, errors.ErrUnsupported)
-	return exitFailed
+	return fmt.Errorf("not supported on this system (%s): %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
 // runStage runs this process as a part of exec, where it has been started as

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -22,8 +23,10 @@ do not match it and why, which one does, and the servers that it goes through.
 Nothing is opened, resolved or asked.`,
 		Example: `  tunroute explain www.example.org:443
   tunroute explain --udp --from 10.0.0.7 8.8.8.8:53`,
-		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("explain takes one HOST:PORT, as in `tunroute explain www.example.org:443`")
+			}
 			target, err := flow.ParseTarget(args[0])
 			if err != nil {
 				return fmt.Errorf("%q is not HOST:PORT: %w", args[0], err)

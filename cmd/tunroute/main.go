@@ -22,13 +22,17 @@ func run(args []string) int {
 	}
 	root := newRoot()
 	root.SetArgs(args)
-	err := root.Execute()
+	c, err := root.ExecuteC()
 	var status exitStatus
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
 		return int(status)
+	case c.Name() == "exec":
+		// Its other statuses are those of programs.
+		fmt.Fprintf(os.Stderr, "tunroute: exec: %v\n", err)
+		return int(exitFailed)
 	}
 	fmt.Fprintf(os.Stderr, "tunroute: %v\n", err)
 	return 1

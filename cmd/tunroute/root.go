@@ -26,7 +26,6 @@ at the far end.`,
   sudo tunroute run -c tunroute.yaml`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newVersion())
@@ -49,10 +48,15 @@ func load(file string) (*config.Config, error) {
 	if err != nil {
 		return nil, told(err)
 	}
-	if len(cfg.Warnings) > 0 {
-		fmt.Fprintf(os.Stderr, "%v\n", cfg.Warnings)
-	}
+	warn(cfg.Warnings)
 	return cfg, nil
+}
+
+// warn prints what is allowed but probably not meant, each with its place.
+func warn(ws config.Errors) {
+	for _, w := range ws {
+		fmt.Fprintf(os.Stderr, "warning: %v\n", w)
+	}
 }
 
 // told prints the errors of a config, which begin with their own place, and

@@ -121,10 +121,10 @@ func checkRaces(t *testing.T, log string) {
 	}
 }
 
-// shell starts a shell on a node, behind tunroute exec.
-func (u user) shell(t *testing.T, n *lab.Node, proxies ...string) *lab.Shell {
+// startShell starts a shell on a node; args end in running sh.
+func startShell(t *testing.T, n *lab.Node, args ...string) *lab.Shell {
 	t.Helper()
-	s := lab.NewShell(t, n.Command(u.exec(proxies, "sh")...))
+	s := lab.NewShell(t, n.Command(args...))
 	t.Cleanup(func() { checkRaces(t, s.Log()) })
 	return s
 }

@@ -97,6 +97,7 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	}
 	f := &event{loop: l, client: client, upstream: upstream, n: n, done: done}
 	f.writev, f.readFull = f.toUpstream, f.fromUpstream
+	f.state.Store(running) // what wakes it has to wait until all of it is there
 	// The socket is nobody else's and is closed by the flow alone: its number
 	// stays good.
 	if err := raw.Control(func(fd uintptr) { f.fd = int32(fd) }); err != nil {
@@ -118,7 +119,8 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	}
 	client.Wake(f.clientEvents)
 	f.stop = context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })
-	f.wake(up | down)
+	f.state.Or(up | down)
+	go f.run()
 	return nil
 }
 

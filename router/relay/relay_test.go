@@ -303,6 +303,46 @@ func TestLoopIsQuietWhenIdle(t *testing.T) {
 	}
 }
 
+// TestLoopTakesWhatIsOver: connections that have ended or broken before they are
+// relayed, and a context that has.
+func TestLoopTakesWhatIsOver(t *testing.T) {
+	l, err := NewLoop()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no loop on this system")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan struct{})
+	go func() { l.Run(ctx); close(ran) }()
+	defer func() { cancel(); <-ran }()
+	over, stop := context.WithCancel(t.Context())
+	stop()
+	for i := range 300 {
+		s, client := newMemStream()
+		up, u := pair(t)
+		flow, want := t.Context(), EOF
+		switch i % 3 {
+		case 0:
+			up.Close()
+			client.CloseWrite()
+		case 1:
+			tcpPeer{up}.Break()
+			want = Upstream
+		case 2:
+			flow, want = over, Canceled
+		}
+		done := make(chan result, 1)
+		if err := l.Relay(flow, s, u, new(Counters), func(end End, err error) { done <- result{end, err} }); err != nil {
+			t.Fatal(err)
+		}
+		if got := wait(t, done); got.end != want {
+			t.Errorf("flow %d ended as %v, %v, want %v", i, got.end, got.err, want)
+		}
+	}
+}
+
 func TestLoopEndsItsFlows(t *testing.T) {
 	l, err := NewLoop()
 	if errors.Is(err, errors.ErrUnsupported) {

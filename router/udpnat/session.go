@@ -286,11 +286,7 @@ func (p *path) open() bool { return p.last.Load() > p.answered.Load() }
 // prepare opens the path's way, then sends what waits.
 func (p *path) prepare() {
 	s := p.session
-	select {
-	case <-s.opened:
-	case <-s.ctx.Done():
-		return
-	}
+	<-s.opened // OpenUDP ends with the session
 	s.mu.RLock()
 	conn, err := s.conn, s.err
 	s.mu.RUnlock()

@@ -320,6 +320,25 @@ func TestFailureToOpenIsToldAndCoolsDown(t *testing.T) {
 	})
 }
 
+// TestFailureIsToldToLaterPaths: what is sent elsewhere while the session cools
+// down is refused as well, though the session has ended.
+func TestFailureIsToldToLaterPaths(t *testing.T) {
+	d := &fakeDialer{err: errors.New("server down")}
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		const targets = 32
+		refused := 0
+		for i := range uint16(targets) {
+			if !send(t, tab, clientA, netip.AddrPortFrom(remote1.Addr(), 1+i), "x") {
+				refused++
+			}
+			synctest.Wait()
+		}
+		if refused += len(rec.refused); refused != targets {
+			t.Errorf("%d of %d datagrams were refused, want all", refused, targets)
+		}
+	})
+}
+
 func TestOutboundWithoutUDPIsRemembered(t *testing.T) {
 	d := &fakeDialer{err: fmt.Errorf("p1: %w", outbound.ErrNoUDP)}
 	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {

@@ -71,7 +71,10 @@ func (r request) Accept() (relay.Conn, error) {
 	return c, nil
 }
 
-var _ router.Request = request{}
+var (
+	_ router.Request = request{}
+	_ relay.Stream   = (*stack.Conn)(nil)
+)
 
 // ServeUDP implements stack.Handler.
 func (b *bridge) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {

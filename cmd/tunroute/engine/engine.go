@@ -125,6 +125,7 @@ func AddrsOf(cfg *config.Config) (Addrs, error) {
 func (e *Engine) Run(ctx context.Context) error {
 	packets, listeners, err := e.listenDNS(ctx)
 	if err != nil {
+		e.opts.Device.Close()
 		return err
 	}
 	// The stack ends first, and its flows with it; then what serves them.
@@ -134,8 +135,12 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer stopStack()
 
 	var others sync.WaitGroup
-	others.Go(func() { _ = e.router.Run(background) })
-	var dnsErr error
+	var routerErr, dnsErr error
+	others.Go(func() {
+		if routerErr = e.router.Run(background); routerErr != nil {
+			stopStack()
+		}
+	})
 	if len(packets)+len(listeners) > 0 {
 		others.Go(func() {
 			if dnsErr = e.dns.Serve(background, packets, listeners); dnsErr != nil {
@@ -149,10 +154,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.bridge.queries.Wait()
 	stop()
 	others.Wait()
-	if err == nil && dnsErr != nil {
-		err = fmt.Errorf("dns: %w", dnsErr)
+	if dnsErr != nil {
+		dnsErr = fmt.Errorf("dns: %w", dnsErr)
 	}
-	return err
+	return errors.Join(err, routerErr, dnsErr)
 }
 
 // listenDNS opens the listeners of dns.listen.

@@ -113,8 +113,9 @@ func again(attr *syscall.SysProcAttr, environ ...string) (code int, err error) {
 // initProcess runs the tests. It is the first process of its namespace: orphans
 // become its children, and when it ends the kernel kills whatever is left.
 func initProcess() int {
+	os.Setenv(stageEnv, stageTests)
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
-		Env:   append(os.Environ(), stageEnv+"="+stageTests),
+		Env:   os.Environ(),
 		Files: []uintptr{0, 1, 2},
 	})
 	if err != nil {

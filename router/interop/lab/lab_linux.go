@@ -110,11 +110,16 @@ func parse(s string) netip.Addr { return netip.MustParseAddr(s) }
 func link(t testing.TB, a *Node, aName string, aAddrs []netip.Addr, b *Node, bName string, bAddrs []netip.Addr) {
 	t.Helper()
 	a.IP(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, nsPath(b.net)))
-	for _, end := range []struct {
+	ends := []struct {
 		node  *Node
 		name  string
 		addrs []netip.Addr
-	}{{a, aName, aAddrs}, {b, bName, bAddrs}} {
+	}{{a, aName, aAddrs}, {b, bName, bAddrs}}
+	for _, end := range ends {
+		end.node.Sysctl(t, "net.ipv6.conf."+end.name+".addr_gen_mode", "1") // no link-local address that comes up later
+		end.node.IP(t, "link set "+end.name+" up")
+	}
+	for _, end := range ends {
 		for _, addr := range end.addrs {
 			bits, flags := 24, ""
 			if addr.Is6() {
@@ -123,8 +128,6 @@ func link(t testing.TB, a *Node, aName string, aAddrs []netip.Addr, b *Node, bNa
 			}
 			end.node.IP(t, fmt.Sprintf("addr add %s/%d dev %s%s", addr, bits, end.name, flags))
 		}
-		end.node.Sysctl(t, "net.ipv6.conf."+end.name+".addr_gen_mode", "1") // no link-local address that comes up later
-		end.node.IP(t, "link set "+end.name+" up")
 	}
 }
 

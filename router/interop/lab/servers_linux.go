@@ -161,7 +161,7 @@ func (s *Servers) stream(c *net.TCPConn) {
 	sending.Wait()
 }
 
-// sum is where the sum of what came for a seed is sent, for each seed once.
+// sum is where the sums of what came with a seed are sent.
 func (s *Servers) sum(seed uint64) chan string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,8 +173,8 @@ func (s *Servers) sum(seed uint64) chan string {
 	return c
 }
 
-// Received returns the sum of what a client of StreamPort has sent with a seed,
-// or why there is none. A seed is used once.
+// Received waits for the end of what a client of StreamPort sends with a seed and
+// returns its sum, or why there is none. It is called once for each client.
 func (s *Servers) Received(seed uint64) string {
 	select {
 	case sum := <-s.sum(seed):

@@ -83,8 +83,8 @@ func (s *Shell) Log() string {
 	return s.log.String()
 }
 
-// AwaitLog waits until a text stands on standard error behind the first skip
-// bytes, and returns all that is there.
+// AwaitLog waits until a line with a text in it stands on standard error behind
+// the first skip bytes, and returns the line.
 func (s *Shell) AwaitLog(t testing.TB, skip int, text string) string {
 	t.Helper()
 	late := time.AfterFunc(deadline, s.logged.Broadcast)
@@ -92,13 +92,17 @@ func (s *Shell) AwaitLog(t testing.TB, skip int, text string) string {
 	end := time.Now().Add(deadline)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for !strings.Contains(s.log.String()[skip:], text) {
+	for {
+		for line := range strings.Lines(s.log.String()[skip:]) {
+			if strings.HasSuffix(line, "\n") && strings.Contains(line, text) {
+				return line
+			}
+		}
 		if time.Now().After(end) {
 			t.Fatalf("%q is not logged:\n%s", text, s.log.String())
 		}
 		s.logged.Wait()
 	}
-	return s.log.String()[skip:]
 }
 
 // mark is what separates the output of a command from its exit status.

@@ -1,0 +1,111 @@
+package enginetest
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"tunroute/router/outbound/outboundtest"
+	"tunroute/router/socks"
+)
+
+// DNS is a resolver of this machine, by UDP. It knows some names, and who was
+// asked for.
+type DNS struct {
+	Addr netip.AddrPort
+
+	mu    sync.Mutex
+	asked []string
+}
+
+// StartDNS starts a server that knows the A records of some names, and a TXT
+// record of each, until the end of the test. Names that begin with "silent." get
+// no answer at all.
+func StartDNS(t testing.TB, names map[string]netip.Addr) *DNS {
+	t.Helper()
+	s := new(DNS)
+	s.Addr = outboundtest.ServeUDP(t, Loopback, func(conn *net.UDPConn, from netip.AddrPort, query []byte) {
+		var m dnsmessage.Message
+		if m.Unpack(query) != nil || len(m.Questions) != 1 {
+			return
+		}
+		q := m.Questions[0]
+		name := strings.TrimSuffix(strings.ToLower(q.Name.String()), ".")
+		s.mu.Lock()
+		s.asked = append(s.asked, name)
+		s.mu.Unlock()
+		if strings.HasPrefix(name, "silent.") {
+			return
+		}
+		head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}
+		m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+		addr, ok := names[name]
+		switch {
+		case !ok:
+			m.RCode = dnsmessage.RCodeNameError
+		case q.Type == dnsmessage.TypeA:
+			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.AResource{A: addr.As4()}}}
+		case q.Type == dnsmessage.TypeTXT:
+			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{"from the resolver"}}}}
+		}
+		if answer, err := m.Pack(); err == nil {
+			conn.WriteToUDPAddrPort(answer, from)
+		}
+	})
+	return s
+}
+
+// Questions returns the names that the server was asked for, each once.
+func (s *DNS) Questions() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Compact(slices.Sorted(slices.Values(s.asked)))
+}
+
+// Script is what a scripted SOCKS server does with a request: the first of these
+// that is set, or else it replies.
+type Script struct {
+	Silent bool // it says nothing until the client gives up
+	EOF    bool // it closes the connection
+	Reply  socks.ReplyError
+	// Serve has the connection behind a reply that is a success; nil closes
+	// it.
+	Serve func(net.Conn)
+}
+
+// StartScripted starts a SOCKS5 server that does with each request what the
+// script says, until the end of the test. It connects nowhere.
+func StartScripted(t testing.TB, what func(socks.Request) Script) netip.AddrPort {
+	t.Helper()
+	return outboundtest.Serve(t, Loopback, func(c *net.TCPConn) {
+		if v, err := socks.ReadVersion(c); err != nil || v != socks.Version5 {
+			return
+		}
+		if _, err := socks.ReadMethods(c); err != nil {
+			return
+		}
+		c.Write(socks.AppendMethod(nil, socks.MethodNone))
+		req, err := socks.ReadRequest(c)
+		if err != nil {
+			return
+		}
+		do := what(req)
+		switch {
+		case do.Silent:
+			io.Copy(io.Discard, c)
+			return
+		case do.EOF:
+			return
+		}
+		c.Write(socks.AppendReply(nil, do.Reply, netip.AddrPort{}))
+		if do.Reply == socks.ReplySucceeded && do.Serve != nil {
+			do.Serve(c)
+		}
+	})
+}

@@ -1,0 +1,94 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"tunroute/cmd/tunroute/engine/enginetest"
+	"tunroute/router/socks"
+)
+
+// TestFlowLimit: one flow more than the limit is refused, with a enginetest.Record, and
+// there is room again when another has ended.
+func TestFlowLimit(t *testing.T) {
+	a, _ := twoServers(t)
+	l := enginetest.Start(t, "upstreams: {a: 'socks5h://%s'}\nrules: [{via: a}]\nlimits: {flows: 2}\n", a)
+	first := l.MustDial("ip4", "www.test", 80)
+	l.MustDial("ip4", "www.test", 80)
+	if _, err := l.Dial("ip4", "www.test", 80); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the third of two: %v, want ECONNREFUSED", err)
+	}
+	l.Next().Has(t, enginetest.Record{"end": "limit", "up": "0"})
+	first.Close()
+	if end := l.Next()["end"]; end != "eof" && end != "client" { // by whether the server has said its word first
+		t.Errorf("the first ended by %q", end)
+	}
+	l.MustDial("ip4", "www.test", 80)
+}
+
+// TestHalfOpenLimit: a source with too many attempts that wait has to wait with
+// the next; others do not.
+func TestHalfOpenLimit(t *testing.T) {
+	answer := make(chan struct{})
+	far := enginetest.StartScripted(t, func(r socks.Request) enginetest.Script {
+		if r.Addr.Name == "slow.test" {
+			<-answer
+		}
+		return enginetest.Script{Serve: func(c net.Conn) { c.Write([]byte("a")) }}
+	})
+	l := enginetest.Start(t, "upstreams: {far: 'socks5h://%s'}\nrules: [{via: far}]\nlimits: {half-open-per-source: 1}\n", far)
+	slow := netip.AddrPortFrom(l.Lookup("ip4", "slow.test"), 80)
+	fast := netip.AddrPortFrom(l.Lookup("ip4", "fast.test"), 80)
+
+	dialled := make(chan error, 1)
+	go func() {
+		c, err := l.Host.DialTCP(enginetest.Within(t), netip.AddrPort{}, slow)
+		if err == nil {
+			c.Close()
+		}
+		dialled <- err
+	}()
+	enginetest.Eventually(t, "the slow one waits", func() bool { return l.Engine.Stats().Stack.HalfOpen == 1 })
+
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if c, err := l.Host.DialTCP(ctx, netip.AddrPort{}, fast); err == nil {
+		c.Close()
+		t.Error("the second attempt of a source that may have one was answered")
+	}
+	if n := l.Engine.Stats().Stack.HalfOpenDropped; n == 0 {
+		t.Error("no attempt is counted as dropped")
+	}
+	other, err := l.Host.DialTCP(enginetest.Within(t), netip.MustParseAddrPort("10.0.0.3:0"), fast)
+	if err != nil {
+		t.Errorf("another source: %v", err)
+	} else {
+		other.Close()
+	}
+	close(answer)
+	if err := enginetest.Receive(t, "the slow one is answered", dialled); err != nil {
+		t.Errorf("the slow one: %v", err)
+	}
+}
+
+// TestSessionLimit: one UDP conversation more than the limit takes the place of
+// the one that has been silent for longest.
+func TestSessionLimit(t *testing.T) {
+	r := startRelay(t)
+	l := enginetest.Start(t, "upstreams: {far: 'socks5h://%s'}\nrules: [{via: far}]\nlimits: {udp-sessions: 2}\n", r.addr)
+	to := netip.MustParseAddrPort("192.0.2.1:5000")
+	for _, text := range []string{"first", "second", "third"} {
+		say(t, listen(t, l, true), to, text)
+		if _, got := r.next(t); got != text {
+			t.Errorf("the relay got %q, want %q", got, text)
+		}
+	}
+	if s := l.Engine.Stats().Router; s.Sessions != 2 || s.UDPEvicted != 1 {
+		t.Errorf("%d sessions and %d that had to go, want 2 and 1", s.Sessions, s.UDPEvicted)
+	}
+}

@@ -1,0 +1,4 @@
+package main
+
+// enterLab runs the tests in a lab where TestReadme has asked for that.
+func enterLab() {}

@@ -1,0 +1,186 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tunroute/router/interop/lab"
+	"tunroute/router/interop/servers"
+)
+
+// shortResult is what the role "short" prints.
+type shortResult struct {
+	Lost          []string // why, of the first few
+	LostN         int
+	P50, P99, Max time.Duration
+	Took          time.Duration
+}
+
+// slow is how long a client of the role "short" waits for one connection: longer
+// than a lost SYN takes to be sent again, three times.
+const slow = 10 * time.Second
+
+// shortRole N WORKERS TARGET... makes N connections, each of which the server
+// closes after one byte, WORKERS at a time and to all targets in turn.
+func shortRole(args []string) error {
+	n, workers, targets := atoi(args[0]), atoi(args[1]), args[2:]
+	var next atomic.Int64
+	var mu sync.Mutex
+	var r shortResult
+	all := make([]time.Duration, 0, n)
+	start := time.Now()
+	var running sync.WaitGroup
+	for range workers {
+		running.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				began := time.Now()
+				err := short(targets[i%len(targets)])
+				took := time.Since(began)
+				mu.Lock()
+				all = append(all, took)
+				if err != nil {
+					if r.LostN++; r.LostN <= 5 {
+						r.Lost = append(r.Lost, err.Error())
+					}
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	running.Wait()
+	r.Took = time.Since(start)
+	slices.Sort(all)
+	r.P50, r.P99, r.Max = all[len(all)/2], all[len(all)*99/100], all[len(all)-1]
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// mustLong is must of a command that may take a minute.
+func mustLong(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	cmd := n.Command(args...)
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	err := cmd.Wait()
+	checkRaces(t, stderr.String())
+	if err != nil {
+		t.Fatalf("%s: %v\n%s%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String()
+}
+
+func short(target string) error {
+	c, err := net.DialTimeout("tcp", target, slow)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(slow))
+	b, err := io.ReadAll(c)
+	if err == nil && string(b) != "x" {
+		err = fmt.Errorf("%s: read %q, want one byte", target, b)
+	}
+	return err
+}
+
+// Connections that follow one another fast use the ports again of those before
+// them, also of such as the far end has closed first, which are in TIME-WAIT
+// here. Where a SYN meets one of those and is not answered, everything hangs.
+func TestShortConnectionsReusePorts(t *testing.T) {
+	heavy(t)
+	l := lab.New(t)
+	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
+	micro := "socks5h://" + startServer(t, l, servers.Microsocks, servers.Options{})
+	for _, tt := range []struct {
+		name    string
+		proxies []string
+		n       int
+	}{
+		{"direct", nil, 20_000},
+		{"microsocks", []string{micro}, 20_000},
+		{"danted", []string{danted}, 5_000}, // forks, and is slower by itself
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var targets []string
+			for i := range lab.Targets {
+				targets = append(targets, netip.AddrPortFrom(lab.Target4(i+1), lab.ShortPort).String())
+			}
+			// Of fewer ports than connections, each is used several times.
+			script := fmt.Sprintf("echo 32768 33767 > /proc/sys/net/ipv4/ip_local_port_range && exec %s short %d 64 %s", lab.Self, tt.n, strings.Join(targets, " "))
+			var r shortResult
+			out := mustLong(t, l.Host, rootUser.exec(tt.proxies, "sh", "-c", script)...)
+			if err := json.Unmarshal([]byte(out), &r); err != nil {
+				t.Fatalf("%v in %q", err, out)
+			}
+			t.Logf("%d connections in %v, %.0f/s, p50 %v, p99 %v, slowest %v", tt.n, r.Took.Round(time.Millisecond), float64(tt.n)/r.Took.Seconds(), r.P50, r.P99, r.Max)
+			if r.LostN > 0 {
+				t.Errorf("%d of %d were lost: %q", r.LostN, tt.n, r.Lost)
+			}
+			if r.Max >= time.Second {
+				t.Errorf("the slowest took %v: a packet was lost, or waited for", r.Max)
+			}
+		})
+	}
+}
+
+// TestFlowsLeaveNothing: after many flows the router holds what it held before.
+func TestFlowsLeaveNothing(t *testing.T) {
+	heavy(t)
+	l := lab.New(t)
+	micro := "socks5h://" + startServer(t, l, servers.Microsocks, servers.Options{})
+	for _, tt := range []struct {
+		name    string
+		proxies []string
+	}{{"direct", nil}, {"microsocks", []string{micro}}} {
+		t.Run(tt.name, func(t *testing.T) {
+			sh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
+			sh.Must(t, "true") // it runs, so the router does
+			router := lab.Child(t, sh.Process(), "exec-router")
+			target := netip.AddrPortFrom(lab.Target4(1), lab.ShortPort)
+			load := func(n int) {
+				sh.Must(t, "%s short %d 64 %s", lab.Self, n, target)
+			}
+			// The heap, which holds the flows of the last seconds in TIME-WAIT and
+			// as much garbage again, has the size then that it keeps.
+			for range 10 {
+				load(1000)
+			}
+			files, memory := router.Files(t), router.Memory(t)
+			for range 20 {
+				load(1000)
+			}
+			after, afterMemory := router.Files(t), router.Memory(t)
+			for deadline := time.Now().Add(10 * time.Second); after > files && time.Now().Before(deadline); after = router.Files(t) {
+				time.Sleep(10 * time.Millisecond) // the last ones are closing; nothing tells
+			}
+			t.Logf("files %d, then %d; memory %d KiB, then %d KiB", files, after, memory>>10, afterMemory>>10)
+			if after > files {
+				t.Errorf("%d files are open, %d were before the last twenty thousand flows", after, files)
+			}
+			// The size goes up and down by some 30 MB with the collector's
+			// mood. Flows that left their endpoints behind would make 100 MB.
+			if more := afterMemory - memory; more > 64<<20 {
+				t.Errorf("%d KiB more than before the last twenty thousand flows", more>>10)
+			}
+		})
+	}
+}
