@@ -197,9 +197,7 @@ func (s *Stack) endFlows(n *gstack.Stack) {
 	defer again.Stop()
 	for ended := false; ; {
 		for _, e := range n.RegisteredEndpoints() {
-			if !s.streams.has(e) {
-				e.Abort()
-			}
+			s.streams.abort(e)
 		}
 		if ended {
 			return

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -140,13 +141,14 @@ func (s *streams) remove(ep tcpip.Endpoint) {
 	s.ended.Done()
 }
 
-func (s *streams) has(e any) bool {
-	ep, ok := e.(tcpip.Endpoint)
-	if !ok {
-		return false
-	}
+// abort aborts an endpoint, unless it is one of them.
+func (s *streams) abort(e gstack.TransportEndpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok = s.all[ep]
-	return ok
+	if ep, ok := e.(tcpip.Endpoint); ok {
+		if _, owned := s.all[ep]; owned {
+			return
+		}
+	}
+	e.Abort()
 }

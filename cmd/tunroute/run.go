@@ -68,6 +68,12 @@ type daemon struct {
 
 // run serves until ctx ends, and leaves the host as it was.
 func (d *daemon) run(ctx context.Context) (err error) {
+	// First of all, and given back last: a SIGHUP that nobody waits for would
+	// end this process in the middle of a change to the host.
+	hup := make(chan os.Signal, 1)
+	notifyReload(hup)
+	defer signal.Stop(hup)
+
 	addrs, err := engine.AddrsOf(d.cfg)
 	if err != nil {
 		return err
@@ -103,9 +109,6 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	d.adviseGateway()
 
-	hup := make(chan os.Signal, 1)
-	notifyReload(hup)
-	defer signal.Stop(hup)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	reloads := make(chan struct{})

@@ -224,13 +224,19 @@ func (d *Direct) OpenUDP(ctx context.Context) (PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &directUDP{d, conn.(*net.UDPConn)}, nil
+	c := &directUDP{d: d, conn: conn.(*net.UDPConn)}
+	if c.sender, err = newUDPSender(c.conn); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // directUDP is a UDP socket that is not connected, so that anybody may answer.
 type directUDP struct {
-	d    *Direct
-	conn *net.UDPConn
+	d      *Direct
+	conn   *net.UDPConn
+	sender *udpSender
 }
 
 func (c *directUDP) Prepare(ctx context.Context, t flow.Target) (flow.Target, error) {
@@ -273,8 +279,7 @@ func (c *directUDP) WriteTo(payload []byte, t flow.Target) error {
 	if c.d.opts.Deny != nil && c.d.opts.Deny(t.Addr.Unmap()) {
 		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
 	}
-	_, err := c.conn.WriteToUDPAddrPort(payload, t.AddrPort())
-	return err
+	return c.sender.send(payload, t.AddrPort())
 }
 
 // ReadFrom runs at packet tempo.

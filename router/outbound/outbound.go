@@ -59,8 +59,8 @@ type PacketConn interface {
 	Prepare(ctx context.Context, t flow.Target) (flow.Target, error)
 
 	// WriteTo sends one datagram to a target that Prepare returned. It
-	// does not block for longer than a socket buffer needs to drain, does
-	// not keep payload, and does not allocate once warm.
+	// does not block: what there is no room for is lost, with EAGAIN. It
+	// does not keep payload, and does not allocate once warm.
 	WriteTo(payload []byte, t flow.Target) error
 
 	// ReadFrom reads one datagram into b and returns its length and its

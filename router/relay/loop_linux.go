@@ -100,7 +100,12 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	f.state.Store(running) // what wakes it has to wait until all of it is there
 	// The socket is nobody else's and is closed by the flow alone: its number
 	// stays good.
-	if err := raw.Control(func(fd uintptr) { f.fd = int32(fd) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		f.fd = int32(fd)
+		// Else urgent data (RFC 6093) stays in the way: SIOCINQ says 0 at it,
+		// whatever is behind.
+		_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1)
+	}); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -120,6 +125,11 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	client.Wake(f.clientEvents)
 	f.stop = context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })
 	f.state.Or(up | down)
+	if ctx.Err() != nil {
+		cause := context.Cause(ctx)
+		f.cause.Store(&cause)
+		f.state.Or(stopped)
+	}
 	go f.run()
 	return nil
 }
@@ -247,8 +257,15 @@ func (f *event) step(w uint32) (more uint32) {
 	if w&hangup != 0 {
 		f.eof = true
 	}
-	if w&up != 0 && !f.upDone {
+	switch {
+	case w&up == 0:
+	case !f.upDone:
 		more |= f.stepUp()
+	case !f.downDone:
+		f.checkClient()
+	}
+	if w&hangup != 0 && f.downDone && !f.ended {
+		f.checkUpstream()
 	}
 	if w&down != 0 && !f.downDone && !f.ended {
 		more |= f.stepDown()
@@ -274,7 +291,12 @@ func (f *event) stepUp() (more uint32) {
 		case err == again:
 			return 0
 		case f.side != nil:
-			f.fail(Upstream, f.opError("write", f.side))
+			err := f.opError("write", f.side)
+			// Whoever does not want to hear more may have said why.
+			f.eof = true
+			for !f.downDone && !f.ended && f.stepDown() != 0 {
+			}
+			f.fail(Upstream, err)
 			return 0
 		case err == io.EOF:
 			f.upDone = true
@@ -336,6 +358,21 @@ func (f *event) atEnd() {
 	default:
 		f.downDone = true
 		_ = f.client.CloseWrite()
+	}
+}
+
+// checkClient looks whether a client that has said all has broken since.
+func (f *event) checkClient() {
+	if _, err := f.client.Forward(f.writev); err != nil && err != io.EOF && err != again {
+		f.fail(Client, err)
+	}
+}
+
+// checkUpstream does the same for an upstream that has said all.
+func (f *event) checkUpstream() {
+	errno, err := syscall.GetsockoptInt(int(f.fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+	if err == nil && errno != 0 {
+		f.fail(Upstream, f.opError("read", syscall.Errno(errno)))
 	}
 }
 

@@ -30,6 +30,7 @@ type session struct {
 	key    sessionKey
 	dialer outbound.PacketDialer
 	used   atomic.Int64 // unix nanoseconds of the last datagram either way
+	chosen bool         // to make room; guarded by table.mu
 
 	opened chan struct{} // closed when conn or err is there
 	ctx    context.Context
@@ -125,7 +126,7 @@ func (s *session) answers(from netip.AddrPort) *path {
 	var owner *path
 	if known != nil {
 		owner = known.owner.Load()
-		if owner.open() {
+		if owner.open() || time.Now().UnixNano()-owner.answered.Load() < int64(stream) {
 			return owner
 		}
 	}
@@ -144,6 +145,10 @@ func (s *session) answers(from netip.AddrPort) *path {
 	s.learnLocked(waiting, from)
 	return waiting
 }
+
+// stream is how long after an answer more of the same are still the same name's:
+// most answers are more than one datagram.
+const stream = time.Second
 
 // learnLocked takes note that from answers for p's name.
 func (s *session) learnLocked(p *path, from netip.AddrPort) {
@@ -177,20 +182,18 @@ func (s *session) remove(p *path) {
 	}
 }
 
-// close ends the conversation and returns its paths.
-func (s *session) close() []*path {
+// close ends the conversation and returns its paths, and the connection, nil where
+// there is none, to be closed without a lock.
+func (s *session) close() ([]*path, outbound.PacketConn) {
 	s.cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.conn != nil {
-		s.conn.Close()
-	}
 	paths := make([]*path, 0, len(s.paths))
 	for _, p := range s.paths {
 		paths = append(paths, p)
 	}
-	return paths
+	return paths, s.conn
 }
 
 func (s *session) cause() error {
@@ -223,9 +226,10 @@ type path struct {
 
 	mu     sync.Mutex // guards what follows
 	queue  [][]byte
-	queued int // bytes
-	failed syscall.Errno
-	dead   bool
+	queued int           // bytes
+	err    error         // why there is no way, and
+	failed syscall.Errno // what the client is told of it
+	since  time.Time     // when that was
 }
 
 // way is what a path needs to send.
@@ -243,17 +247,17 @@ func newPath(s *session, src, dst netip.AddrPort, d Decision, now time.Time) *pa
 // send takes a datagram; false: refused.
 func (p *path) send(payload []byte) bool {
 	now := time.Now().UnixNano()
-	p.used.Store(now)
-	p.session.used.Store(now)
 	if w := p.ready.Load(); w != nil {
+		p.touch(now)
 		p.write(w, payload, now)
 		return true
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.dead {
-		return p.failed == 0
+	if p.err != nil {
+		return p.failed == 0 // and it is not kept for being asked
 	}
+	p.touch(now)
 	if w := p.ready.Load(); w != nil { // made ready meanwhile
 		p.write(w, payload, now)
 		return true
@@ -263,6 +267,11 @@ func (p *path) send(payload []byte) bool {
 		p.queued += len(payload)
 	}
 	return true
+}
+
+func (p *path) touch(now int64) {
+	p.used.Store(now)
+	p.session.used.Store(now)
 }
 
 // write sends. An error is a lost datagram: what ends the conversation is
@@ -329,11 +338,24 @@ func (p *path) refuse(err error) {
 	}
 	p.mu.Lock()
 	queue := p.queue
-	p.queue, p.dead, p.failed = nil, true, e
+	p.queue, p.err, p.failed, p.since = nil, err, e, time.Now()
 	p.mu.Unlock()
 	for _, b := range queue {
 		p.session.table.opts.Writer.RefuseUDP(p.src, p.dst, len(b), e)
 	}
+}
+
+// cooled says that there was no way, and that it may be tried again.
+func (p *path) cooled(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err != nil && now.Sub(p.since) >= cooldown
+}
+
+func (p *path) cause() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
 }
 
 // finish gives back what the path holds and tells of it.

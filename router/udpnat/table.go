@@ -242,14 +242,17 @@ func (t *Table) victimLocked() *session {
 	var oldest *session
 	n := 0
 	for _, s := range t.sessions {
-		if oldest == nil || s.used.Load() < oldest.used.Load() {
+		if !s.chosen && (oldest == nil || s.used.Load() < oldest.used.Load()) {
 			oldest = s
 		}
-		if n++; n == sample {
+		if n++; n >= sample && oldest != nil {
 			break
 		}
 	}
-	t.evicted++
+	if oldest != nil {
+		oldest.chosen = true
+		t.evicted++
+	}
 	return oldest
 }
 
@@ -265,7 +268,7 @@ func (t *Table) expire(now time.Time) {
 		}
 	}
 	for _, p := range t.paths {
-		if p.used.Load() < limit && p.session.used.Load() >= limit {
+		if p.used.Load() < limit && p.session.used.Load() >= limit || p.cooled(now) {
 			paths = append(paths, p)
 		}
 	}
@@ -300,11 +303,14 @@ func (t *Table) end(s *session, err error) {
 		return
 	}
 	delete(t.sessions, s.key)
-	paths := s.close()
+	paths, conn := s.close()
 	for _, p := range paths {
 		delete(t.paths, pathKey{p.src, p.dst})
 	}
 	t.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
 	if cause := s.cause(); cause != nil {
 		err = cause
 	}
@@ -322,7 +328,7 @@ func (t *Table) endPath(p *path) {
 	delete(t.paths, pathKey{p.src, p.dst})
 	p.session.remove(p)
 	t.mu.Unlock()
-	p.finish(nil)
+	p.finish(p.cause())
 }
 
 // Stats are the sizes of the table now, and how many sessions had to make room.

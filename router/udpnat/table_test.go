@@ -28,9 +28,10 @@ type fakeDialer struct {
 	err     error         // what opening returns
 	resolve map[string]netip.Addr
 
-	mu    sync.Mutex
-	conns []*fakeConn
-	tries int
+	mu      sync.Mutex
+	prepare error // what Prepare returns
+	conns   []*fakeConn
+	tries   int
 }
 
 func (d *fakeDialer) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
@@ -52,6 +53,12 @@ func (d *fakeDialer) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
 	d.conns = append(d.conns, c)
 	d.mu.Unlock()
 	return c, nil
+}
+
+func (d *fakeDialer) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.prepare = err
 }
 
 func (d *fakeDialer) opened() int {
@@ -79,7 +86,9 @@ func (c *fakeConn) Prepare(_ context.Context, t flow.Target) (flow.Target, error
 	if a, ok := c.dialer.resolve[t.Name]; ok {
 		t.Addr = a
 	}
-	return t, nil
+	c.dialer.mu.Lock()
+	defer c.dialer.mu.Unlock()
+	return t, c.dialer.prepare
 }
 
 func (c *fakeConn) WriteTo(p []byte, t flow.Target) error {
@@ -87,6 +96,12 @@ func (c *fakeConn) WriteTo(p []byte, t flow.Target) error {
 	defer c.mu.Unlock()
 	c.sent = append(c.sent, t.String()+" "+string(p))
 	return nil
+}
+
+func (c *fakeConn) texts() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.sent)
 }
 
 func (c *fakeConn) ReadFrom(b []byte) (int, netip.AddrPort, error) {
@@ -246,6 +261,23 @@ func TestReplyComesFromTheFakeAddress(t *testing.T) {
 				"198.18.0.2:7 > 10.0.0.2:1000 r2", "198.18.0.1:7 > 10.0.0.2:1000 r1", "203.0.113.1:8 > 10.0.0.2:1000 x")
 		})
 	})
+	t.Run("an answer of several datagrams", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, fake1, "q1")
+			time.Sleep(time.Millisecond)
+			send(t, tab, clientA, fake2, "q2")
+			for range 3 { // nothing of it is two.test's
+				time.Sleep(time.Millisecond)
+				d.conns[0].replies <- datagram{"r1", real1}
+				synctest.Wait()
+			}
+			d.conns[0].replies <- datagram{"r2", real2}
+			synctest.Wait()
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1", "198.18.0.1:7 > 10.0.0.2:1000 r1",
+				"198.18.0.1:7 > 10.0.0.2:1000 r1", "198.18.0.2:7 > 10.0.0.2:1000 r2")
+		})
+	})
 	t.Run("given as a name", func(t *testing.T) { // see outbound.PacketConn
 		d := new(fakeDialer)
 		unspecified := netip.AddrPortFrom(netip.IPv4Unspecified(), 7)
@@ -263,7 +295,7 @@ func TestReplyComesFromTheFakeAddress(t *testing.T) {
 		d := new(fakeDialer)
 		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
 			for _, ask := range []netip.AddrPort{fake1, fake2, fake1} {
-				time.Sleep(time.Millisecond)
+				time.Sleep(2 * stream)
 				send(t, tab, clientA, ask, "q")
 				time.Sleep(time.Millisecond)
 				d.conns[0].replies <- datagram{"r", real1}
@@ -335,6 +367,31 @@ func TestFailureIsToldToLaterPaths(t *testing.T) {
 		}
 		if refused += len(rec.refused); refused != targets {
 			t.Errorf("%d of %d datagrams were refused, want all", refused, targets)
+		}
+	})
+}
+
+// TestNameThatFailsOnceIsTriedAgain, however often the client asks meanwhile.
+func TestNameThatFailsOnceIsTriedAgain(t *testing.T) {
+	d := &fakeDialer{prepare: errors.New("no such name")}
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		for range 30 {
+			send(t, tab, clientA, fake1, "x")
+			time.Sleep(cooldown / 10)
+		}
+		d.fail(nil)
+		for range 30 {
+			send(t, tab, clientA, fake1, "y")
+			time.Sleep(cooldown / 10)
+		}
+		if n := len(d.conns[0].texts()); n == 0 {
+			t.Error("nothing was sent though the name can be resolved again")
+		}
+		if d.opened() != 1 {
+			t.Errorf("opened %d conversations, want one", d.opened())
+		}
+		if rs := rec.told(); len(rs) == 0 || rs[0].Err == nil || rs[0].Err.Error() != "no such name" {
+			t.Errorf("records %+v, want what failed first", rs)
 		}
 	})
 }
