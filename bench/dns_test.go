@@ -15,32 +15,39 @@ import (
 )
 
 // BenchmarkPathDNS is questions for the address of a name, by UDP, and their
-// answers. The name is the same each time, or never the same twice. The ways:
+// answers. The name is the same each time, or one that has no address yet. The
+// ways:
 //
-//	direct  sockets of the kernel, and a server that sends the question back
-//	listen  sockets of the kernel, and tunroute's listener (dns.listen)
-//	tun     the client machine and tunroute's stack
+//	direct           sockets of the kernel, and a server that sends the
+//	                 question back
+//	tunroute-listen  sockets of the kernel, and tunroute's listener (dns.listen)
+//	tunroute-tun     the client machine and tunroute's stack
 func BenchmarkPathDNS(b *testing.B) {
 	server := outboundtest.ServeUDP(b, enginetest.Loopback, func(c *net.UDPConn, from netip.AddrPort, p []byte) {
 		p[2] |= 0x80 // an answer
 		c.WriteToUDPAddrPort(p, from)
 	})
-	listen := outboundtest.ClosedPort(b, enginetest.Loopback)
-	// A range that names never seen before do not fill.
-	l := enginetest.Start(b, "rules: [{via: reject}]\ndns: {listen: ['%s'], range4: 100.64.0.0/10}\nlog: {level: error}\n", listen)
-	l.Lookup("ip4", "leased.test") // the engine runs
+	dial := func(to netip.AddrPort) (datagrams, error) {
+		return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	}
 	for _, names := range []string{"leased", "new"} {
 		for _, w := range []struct {
 			name string
-			open func() (datagrams, error)
+			open func(*enginetest.Lab, netip.AddrPort) (datagrams, error)
 		}{
-			{"direct", func() (datagrams, error) { return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server)) }},
-			{"listen", func() (datagrams, error) { return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(listen)) }},
-			{"tun", func() (datagrams, error) { return l.Host.DialUDP(netip.AddrPort{}, enginetest.AnyServer) }},
+			{"direct", func(*enginetest.Lab, netip.AddrPort) (datagrams, error) { return dial(server) }},
+			{"tunroute-listen", func(_ *enginetest.Lab, listener netip.AddrPort) (datagrams, error) { return dial(listener) }},
+			{"tunroute-tun", func(l *enginetest.Lab, _ netip.AddrPort) (datagrams, error) {
+				return l.Host.DialUDP(netip.AddrPort{}, enginetest.AnyServer)
+			}},
 		} {
 			b.Run("name="+names+"/way="+w.name, func(b *testing.B) {
 				b.ReportAllocs()
-				c, err := w.open()
+				// A new one each time, in which no name has an address.
+				listener := outboundtest.ClosedPort(b, enginetest.Loopback)
+				l := enginetest.Start(b, "rules: [{via: reject}]\ndns: {listen: ['%s']}\nlog: {level: error}\n", listener)
+				l.Lookup("ip4", "ready.test") // and so it is
+				c, err := w.open(l, listener)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -63,6 +70,10 @@ type question struct {
 	n       uint32
 }
 
+// newNames is how many names are new before they begin again: somewhat less than
+// tunroute has addresses for.
+const newNames = 120_000
+
 // numberAt is where the digits of the name of newQuestion begin, behind the
 // header, the length of the label, and "new-".
 const numberAt = 12 + 1 + len("new-")
@@ -84,7 +95,7 @@ func newQuestion(kind string) (*question, error) {
 // next returns the next message, which is good until the next call.
 func (q *question) next() []byte {
 	if q.isNew {
-		q.n++
+		q.n = (q.n + 1) % newNames
 		for i := range 8 {
 			q.message[numberAt+i] = "0123456789abcdef"[q.n>>(28-4*i)&0xf]
 		}

@@ -134,23 +134,28 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	return err
 }
 
-// applyRoutes cleans up after a run that was killed and sends the routes into
-// the device.
-func (d *daemon) applyRoutes(ctx context.Context, device string, addrs engine.Addrs) (*route.Applied, error) {
-	o := route.Options{
+// routeOptions says what cfg has sent into a device.
+func routeOptions(cfg *config.Config, device string, addrs engine.Addrs) route.Options {
+	return route.Options{
 		Device: device,
 		Addresses: []netip.Prefix{
 			netip.PrefixFrom(addrs.Device4, addrs.Device4.BitLen()),
 			netip.PrefixFrom(addrs.Device6, addrs.Device6.BitLen()),
 		},
-		Routes:     d.cfg.TUNRoutes(),
-		Exclude:    d.cfg.TUN.Exclude,
-		Table:      int(d.cfg.TUN.Table),
-		Mark:       d.cfg.TUN.Mark.Value,
-		MarkMask:   d.cfg.TUN.Mark.Mask,
-		CaptureDNS: d.cfg.DNS.Capture,
-		Strict:     d.cfg.TUN.Strict,
+		Routes:     cfg.TUNRoutes(),
+		Exclude:    cfg.TUN.Exclude,
+		Table:      int(cfg.TUN.Table),
+		Mark:       cfg.TUN.Mark.Value,
+		MarkMask:   cfg.TUN.Mark.Mask,
+		CaptureDNS: cfg.DNS.Capture,
+		Strict:     cfg.TUN.Strict,
 	}
+}
+
+// applyRoutes cleans up after a run that was killed and sends the routes into
+// the device.
+func (d *daemon) applyRoutes(ctx context.Context, device string, addrs engine.Addrs) (*route.Applied, error) {
+	o := routeOptions(d.cfg, device, addrs)
 	if err := route.Clean(o); err != nil {
 		return nil, err
 	}

@@ -247,21 +247,25 @@ func TestTerminal(t *testing.T) {
 	l := lab.New(t)
 	asEverybody(t, func(t *testing.T, u user) {
 		exec := strings.Join(u.exec(nil), " ")
-		// said is what a shell prints that is told to say a word; the word
-		// as it is typed does not count.
-		const say, said = `echo "st""arted"`, "started"
-
+		// What is typed comes back from a program that runs and reads: from cat
+		// and not from a shell that is about to start one, which would lose a
+		// ^C between.
+		reads := func(t *testing.T, term *lab.Terminal, line string) {
+			t.Helper()
+			term.Type(t, line+"\n")
+			term.Expect(t, line)
+		}
 		t.Run("^C ends the program", func(t *testing.T) {
-			term := lab.NewTerminal(t, l.Host.Command(u.exec(nil, "sh", "-c", say+"; sleep 1000")...))
-			term.Expect(t, said)
+			term := lab.NewTerminal(t, l.Host.Command(u.exec(nil, "cat")...))
+			reads(t, term, "one")
 			term.Type(t, lab.CtrlC)
 			if status := term.Wait(t); status != 128+2 {
 				t.Errorf("status %d, want 130", status)
 			}
 		})
 		t.Run("^C is the program's to catch", func(t *testing.T) {
-			term := lab.NewTerminal(t, l.Host.Command(u.exec(nil, "sh", "-c", `trap 'echo "ca""ught"; exit 6' INT; `+say+`; while :; do sleep 0.1; done`)...))
-			term.Expect(t, said)
+			term := lab.NewTerminal(t, l.Host.Command(u.exec(nil, "sh", "-c", `trap 'echo "ca""ught"; exit 6' INT; echo started; while :; do sleep 0.1; done`)...))
+			term.Expect(t, "started")
 			term.Type(t, lab.CtrlC)
 			term.Expect(t, "caught")
 			if status := term.Wait(t); status != 6 {
@@ -270,47 +274,29 @@ func TestTerminal(t *testing.T) {
 		})
 		t.Run("a shell outside stops and goes on", func(t *testing.T) {
 			term := lab.NewTerminal(t, l.Host.Command("env", "PS1=> ", "sh", "-i"))
-			term.Expect(t, "> ")
-			term.Type(t, exec+" sh -c '"+say+"; sleep 1000'\n")
-			term.Expect(t, said)
-			term.Type(t, lab.CtrlZ)
-			term.Expect(t, "Stopped")
-			term.Expect(t, "> ")
-			term.Type(t, say+"; fg\n")
-			term.Expect(t, said)
-			term.Expect(t, exec) // what fg says that it does
-			term.Type(t, lab.CtrlC)
-			term.Expect(t, "> ")
-			term.Type(t, "echo status $?\n")
-			term.Expect(t, "status 130")
-			term.Expect(t, "> ")
-			term.Type(t, "exit 5\n")
-			if status := term.Wait(t); status != 5 {
-				t.Errorf("status %d, want 5", status)
-			}
+			jobControl(t, term, exec+" cat", reads)
 		})
 		t.Run("a shell inside has job control", func(t *testing.T) {
 			term := lab.NewTerminal(t, l.Host.Command(u.exec(nil, "env", "PS1=> ", "sh", "-i")...))
-			term.Expect(t, "> ")
-			term.Type(t, "sh -c '"+say+"; sleep 1000'\n")
-			term.Expect(t, said)
-			term.Type(t, lab.CtrlZ)
-			term.Expect(t, "Stopped")
-			term.Expect(t, "> ")
-			term.Type(t, "jobs\n")
-			term.Expect(t, "Stopped")
-			term.Expect(t, "> ")
-			term.Type(t, "fg\n")
-			term.Expect(t, "sleep 1000")
-			term.Type(t, lab.CtrlC)
-			term.Expect(t, "> ")
-			term.Type(t, "echo status $?\n")
-			term.Expect(t, "status 130")
-			term.Expect(t, "> ")
-			term.Type(t, lab.CtrlD)
-			if status := term.Wait(t); status != 0 {
-				t.Errorf("status %d, want 0", status)
-			}
+			jobControl(t, term, "cat", reads)
 		})
 	})
+}
+
+// jobControl stops a cat in an interactive shell, lets it go on and ends it.
+func jobControl(t *testing.T, term *lab.Terminal, cat string, reads func(*testing.T, *lab.Terminal, string)) {
+	t.Helper()
+	term.Expect(t, "> ")
+	term.Type(t, cat+"\n")
+	reads(t, term, "one")
+	term.Type(t, lab.CtrlZ)
+	term.Expect(t, "Stopped")
+	term.Expect(t, "> ")
+	term.Type(t, "fg\n")
+	reads(t, term, "two")
+	term.Type(t, lab.CtrlC)
+	term.Expect(t, "> ")
+	if status := term.WaitFor(t, "exit 5\n"); status != 5 {
+		t.Errorf("status %d, want 5", status)
+	}
 }

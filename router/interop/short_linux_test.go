@@ -68,26 +68,6 @@ func shortRole(args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// mustLong is must of a command that may take a minute.
-func mustLong(t *testing.T, n *lab.Node, args ...string) string {
-	t.Helper()
-	cmd := n.Command(args...)
-	var stdout, stderr strings.Builder
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
-	defer timer.Stop()
-	err := cmd.Wait()
-	checkRaces(t, stderr.String())
-	if err != nil {
-		t.Fatalf("%s: %v\n%s%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
-	}
-	return stdout.String()
-}
-
 func short(target string) error {
 	c, err := net.DialTimeout("tcp", target, slow)
 	if err != nil {
@@ -127,7 +107,7 @@ func TestShortConnectionsReusePorts(t *testing.T) {
 			// Of fewer ports than connections, each is used several times.
 			script := fmt.Sprintf("echo 32768 33767 > /proc/sys/net/ipv4/ip_local_port_range && exec %s short %d 64 %s", lab.Self, tt.n, strings.Join(targets, " "))
 			var r shortResult
-			out := mustLong(t, l.Host, rootUser.exec(tt.proxies, "sh", "-c", script)...)
+			out := must(t, l.Host, rootUser.exec(tt.proxies, "sh", "-c", script)...)
 			if err := json.Unmarshal([]byte(out), &r); err != nil {
 				t.Fatalf("%v in %q", err, out)
 			}

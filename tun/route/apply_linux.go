@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,6 +50,9 @@ func ReadHost(device string) (Host, error) {
 	}
 	slices.SortFunc(host.Addresses, netip.Addr.Compare)
 	host.Addresses = slices.Compact(host.Addresses)
+	// Without the file it is what Linux has where nobody has set it.
+	ports, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	fmt.Sscan(string(ports), &host.Ephemeral)
 	return host, nil
 }
 
@@ -329,8 +333,14 @@ func (r Rule) netlink() *netlink.Rule {
 		n.Src = ipNet(r.From)
 	}
 	n.IPProto = r.Proto
+	if r.SportTo != 0 {
+		n.Sport = netlink.NewRulePortRange(1, r.SportTo)
+	}
 	if r.Dport != 0 {
 		n.Dport = netlink.NewRulePortRange(r.Dport, r.Dport)
+	}
+	if r.Unreachable {
+		n.Type = nl.FR_ACT_UNREACHABLE
 	}
 	return n
 }

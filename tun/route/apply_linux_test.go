@@ -192,7 +192,7 @@ func TestApplyRoutesAndUndoRestores(t *testing.T) {
 	}
 	// Answers to what came from outside leave as they came.
 	for _, line := range []string{
-		"route get 203.0.113.9 from 192.0.2.2", "route get 2001:db8:ffff::9 from 2001:db8::2",
+		"route get 203.0.113.9 from 192.0.2.2", "route get 2001:db8:ffff::9 from 2001:db8::2 ipproto tcp sport 22",
 	} {
 		if out := nstest.IP(t, line); !strings.Contains(out, "dev up0") {
 			t.Errorf("ip %s: %s", line, out)
@@ -274,6 +274,28 @@ func TestQueriesToANeighbourAreCaptured(t *testing.T) {
 	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
 		t.Errorf("after Undo (-before +after):\n%s", diff)
 	}
+}
+
+// TestNoWayOutIsNoWayIn: while main has no route, a cable having been pulled, our
+// own packets are refused. In the TUN each connection would become a new flow,
+// which opens a connection, and so on.
+func TestNoWayOutIsNoWayIn(t *testing.T) {
+	host(t)
+	device(t, "tun0")
+	a := mustApply(t, options())
+	defer undo(t, a)
+	nstest.IP(t, "route del default")
+	nstest.IP(t, "-6 route del default")
+	own := map[string]string{"203.0.113.9": "no route", "2001:db8:ffff::9": "no route", "10.1.2.9": "lan0"}
+	checkVia(t, DefaultMark, own)
+	checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0", "10.1.2.9": "lan0"})
+	// Nor may an answer to somebody who was behind that cable.
+	if out := nstest.IP(t, "rule show"); !strings.Contains(out, "iif tun0 unreachable") {
+		t.Errorf("what comes out of the tun may go back in:\n%s", out)
+	}
+	nstest.IP(t, "route add default via 192.0.2.1")
+	nstest.IP(t, "route add default via 2001:db8::1")
+	checkVia(t, DefaultMark, map[string]string{"203.0.113.9": "up0", "2001:db8:ffff::9": "up0"})
 }
 
 func TestStrictLeavesNoWayByAddress(t *testing.T) {
@@ -492,7 +514,7 @@ func TestReadHost(t *testing.T) {
 	nstest.IP(t, "addr add 198.18.0.1/32 dev tun0")
 	nstest.IP(t, "addr add fe80::77/64 nodad dev up0")
 	h, err := ReadHost("tun0")
-	want := Host{Addresses: addrs("10.1.2.1 192.0.2.2 2001:db8::2 2001:db8:2::1"), IPv6: true}
+	want := Host{Addresses: addrs("10.1.2.1 192.0.2.2 2001:db8::2 2001:db8:2::1"), IPv6: true, Ephemeral: 32768} // as every new namespace has it
 	if diff := cmp.Diff(want, h, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || diff != "" {
 		t.Errorf("ReadHost: %v (-want +got):\n%s", err, diff)
 	}

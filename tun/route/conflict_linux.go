@@ -65,7 +65,7 @@ func usedBy(p Plan, f int) numbers {
 			continue
 		}
 		n.priorities[r.Priority] = true
-		if r.Table != tableMain {
+		if r.Table != tableMain && !r.Unreachable {
 			n.tables[r.Table] = true
 		}
 		if r.Mask != 0 {

@@ -14,7 +14,9 @@
 // is [Options.Table]:
 //
 //	P    from all fwmark M/K lookup main              our own sockets: no loop
+//	P    from all fwmark M/K unreachable
 //	P+1  from all iif TUN lookup main                 what the TUN answers
+//	P+1  from all iif TUN unreachable
 //	P+1  from A lookup main                           for each address A of the host
 //	P+2  from all dport 53 lookup T                   UDP and TCP, if asked for
 //	P+3  from all lookup main suppress_prefixlength 0 all of main but default routes
@@ -23,12 +25,18 @@
 // Rule P+1 "from A" keeps connections alive that came to the host from outside:
 // an ssh session, a readiness probe. Their answers have a source address
 // already, that of the interface they came in by. What the host opens itself
-// has none yet when its route is looked up, and goes on. A program that binds
+// has none yet when its route is looked up, and goes on. (IPv6 asks again with a
+// source address where there was no route, so there the rule is for the source
+// ports of services only: a TUN that is gone is not passed by.) A program that binds
 // to an address of the host passes the TUN by this rule; [Options.Strict] leaves
 // the rule out.
 //
 // Rule P+1 "iif TUN" is for a gateway whose clients are reached by the default
 // route: an answer that came out of the TUN must not go back in.
+//
+// Neither may while main has no route, after a cable was pulled for example: our
+// own connection would be a new flow, which opens a connection, and so on. So
+// there is an end to the search behind both.
 //
 // Rule P+2, of [Options.CaptureDNS], is for a resolver in a connected network,
 // which rule P+3 would leave where it is, and every name with it.

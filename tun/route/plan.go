@@ -93,6 +93,9 @@ type Host struct {
 	// IPv6 says whether the host has IPv6 at all. If not, what a plan has to
 	// say about it is left out.
 	IPv6 bool
+	// Ephemeral is the first port that the host gives to sockets that ask for
+	// none (net.ipv4.ip_local_port_range); 0 means 32768, as Linux has it.
+	Ephemeral uint16
 }
 
 // Plan is all that will be done to a host, in this order: addresses, link up,
@@ -132,9 +135,12 @@ type Rule struct {
 	Iif        string
 	From       netip.Prefix
 	Proto      int    // IPPROTO_TCP or IPPROTO_UDP; 0: both, and others
+	SportTo    uint16 // source ports from 1 to this; 0: any
 	Dport      uint16 // 0: any
 	Table      int
 	Suppress   int // routes in Table with a prefix of this length or shorter do not count; -1: all do
+	// Unreachable refuses the packet instead of looking into a table.
+	Unreachable bool
 }
 
 // New makes a plan. It does not look at the host and needs no privilege; the
@@ -197,13 +203,30 @@ func (p *Plan) family(o Options, h Host, v6 bool) {
 		p.Rules = append(p.Rules, r)
 	}
 	next := o.Priority
+	// Of one priority, the kernel asks the rules in the order in which they
+	// were added.
 	rule(next, Rule{Mark: o.Mark, Mask: o.MarkMask, Table: tableMain, Suppress: noSuppression})
+	rule(next, Rule{Mark: o.Mark, Mask: o.MarkMask, Unreachable: true, Suppress: noSuppression})
 	next++
 	rule(next, Rule{Iif: o.Device, Table: tableMain, Suppress: noSuppression})
+	rule(next, Rule{Iif: o.Device, Unreachable: true, Suppress: noSuppression})
 	if !o.Strict {
 		for _, a := range h.Addresses {
-			if a.Is6() == v6 {
-				rule(next, Rule{From: netip.PrefixFrom(a, a.BitLen()), Table: tableMain, Suppress: noSuppression})
+			if a.Is6() != v6 {
+				continue
+			}
+			from := Rule{From: netip.PrefixFrom(a, a.BitLen()), Table: tableMain, Suppress: noSuppression}
+			if !v6 {
+				rule(next, from)
+				continue
+			}
+			// Where there is no route, IPv6 chooses a source address and asks
+			// again with that (ip6_dst_lookup_tail, net/ipv6/ip6_output.c), so
+			// that this rule would be a way past a TUN that is gone. Answers
+			// have a source port of a service; what asks again has none yet.
+			for _, proto := range []int{protoTCP, protoUDP} {
+				from.Proto, from.SportTo = proto, cmp.Or(h.Ephemeral, 32768)-1
+				rule(next, from)
 			}
 		}
 	}
@@ -384,14 +407,20 @@ func (r Rule) String() string {
 	case protoUDP:
 		s += " ipproto udp"
 	}
+	if r.SportTo != 0 {
+		s += fmt.Sprintf(" sport 1-%d", r.SportTo)
+	}
 	if r.Dport != 0 {
 		s += fmt.Sprintf(" dport %d", r.Dport)
 	}
-	table := fmt.Sprint(r.Table)
-	if r.Table == tableMain {
-		table = "main"
+	switch {
+	case r.Unreachable:
+		s += " unreachable"
+	case r.Table == tableMain:
+		s += " lookup main"
+	default:
+		s += fmt.Sprintf(" lookup %d", r.Table)
 	}
-	s += " lookup " + table
 	if r.Suppress != noSuppression {
 		s += fmt.Sprintf(" suppress_prefixlength %d", r.Suppress)
 	}

@@ -48,13 +48,18 @@ ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
 ip route add ::/0 dev tun0 table 7400 protocol 116
 ip route add unreachable ::/0 table 7400 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7401 from 192.0.2.2/32 lookup main protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip rule add priority 7403 lookup 7400 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
-ip -6 rule add priority 7401 from 2001:db8::2/128 lookup main protocol 116
+ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
+ip -6 rule add priority 7401 from 2001:db8::2/128 ipproto tcp sport 1-32767 lookup main protocol 116
+ip -6 rule add priority 7401 from 2001:db8::2/128 ipproto udp sport 1-32767 lookup main protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip -6 rule add priority 7403 lookup 7400 protocol 116
 `}, {
@@ -68,14 +73,18 @@ ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
 ip route add fd00::/64 dev tun0 table 7464 protocol 116
 ip route add unreachable fd00::/64 table 7464 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7401 from 192.0.2.2/32 lookup main protocol 116
 ip rule add priority 7402 ipproto tcp dport 53 lookup 7400 protocol 116
 ip rule add priority 7402 ipproto udp dport 53 lookup 7400 protocol 116
 ip rule add priority 7403 lookup main suppress_prefixlength 0 protocol 116
 ip rule add priority 7404 lookup 7400 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
+ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 64 protocol 116
 ip -6 rule add priority 7403 lookup 7464 protocol 116
 `}, {
@@ -95,7 +104,9 @@ ip route add 10.1.0.0/16 dev t table 1016 protocol 116
 ip route add unreachable 10.1.0.0/16 table 1016 metric 1073741824 protocol 116
 ip route add throw 10.1.9.0/24 table 1016 protocol 116
 ip rule add priority 500 fwmark 0x10/0xf0 lookup main protocol 116
+ip rule add priority 500 fwmark 0x10/0xf0 unreachable protocol 116
 ip rule add priority 501 iif t lookup main protocol 116
+ip rule add priority 501 iif t unreachable protocol 116
 ip rule add priority 501 from 192.0.2.2/32 lookup main protocol 116
 ip rule add priority 502 lookup main suppress_prefixlength 16 protocol 116
 ip rule add priority 503 lookup 1016 protocol 116
@@ -111,11 +122,15 @@ ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
 ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
 ip route add unreachable ::/0 table 7400 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip rule add priority 7403 lookup 7400 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
+ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip -6 rule add priority 7403 lookup 7400 protocol 116
 `}, {
@@ -128,7 +143,9 @@ ip link set tun0 up
 ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
 ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip rule add priority 7403 lookup 7400 protocol 116
 `}, {
@@ -140,7 +157,9 @@ ip link set tun0 up
 ip route add 198.18.0.0/15 dev tun0 table 7415 protocol 116
 ip route add unreachable 198.18.0.0/15 table 7415 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
+ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 15 protocol 116
 ip rule add priority 7403 lookup 7415 protocol 116
 `}} {

@@ -160,9 +160,14 @@ type TUN struct {
 	// the interface: a value, or a value and a mask as in `0x10/0xf0`. Bits
 	// outside the mask are left alone.
 	Mark Mark `yaml:"mark"`
-	// Whether packets that `routes` would send into the interface are refused
-	// while there is none, after a crash for example, instead of leaving by
-	// another way.
+	// Whether packets enter the interface too that have an address of this
+	// machine as their source already: answers to connections from outside,
+	// which then work only from networks that this machine has a route for
+	// (a default route aside), and what a program sends that binds to such
+	// an address. And whether IPv6 is refused where `routes` has all of IPv4
+	// and nothing of IPv6, or the other way round. While there is no
+	// interface, after a crash for example, what `routes` has is refused in
+	// any case.
 	Strict bool `yaml:"strict"`
 
 	atExclude place

@@ -194,7 +194,7 @@ type Result struct {
 
 // deadline of a command that takes a fraction of a second, or says how long it
 // takes.
-const deadline = 10 * time.Second
+const deadline = 90 * time.Second
 
 // Run runs a command on n and waits until it has ended and nobody has its output
 // any more. One that does not end is killed, and the test fails.

@@ -157,7 +157,10 @@ func (s *Servers) stream(c *net.TCPConn) {
 	if err != nil {
 		sum = err.Error()
 	}
-	s.sum(seed) <- sum
+	select {
+	case s.sum(seed) <- sum:
+	default: // of a client before, which nobody has asked about
+	}
 	sending.Wait()
 }
 

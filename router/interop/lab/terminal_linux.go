@@ -2,9 +2,11 @@ package lab
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -112,10 +114,38 @@ func (m *Terminal) Expect(t testing.TB, text string) {
 }
 
 // Wait waits for the end of the command and returns its exit status.
-func (m *Terminal) Wait(t testing.TB) int {
+func (m *Terminal) Wait(t testing.TB) int { return m.WaitFor(t, "") }
+
+// WaitFor is Wait of a command that ends when a line is typed. The line is typed
+// again as long as the command does not end: a shell that has just got its
+// terminal back may throw away what was typed before.
+func (m *Terminal) WaitFor(t testing.TB, line string) int {
 	t.Helper()
-	timer := time.AfterFunc(deadline, func() { m.cmd.Process.Kill() })
-	defer timer.Stop()
+	m.screen.SetReadDeadline(time.Time{})
+	var others sync.WaitGroup
+	ended := make(chan struct{})
+	// Whoever ends waits for its last words to be read.
+	others.Go(func() { io.Copy(io.Discard, m.screen) })
+	others.Go(func() {
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		late := time.After(deadline)
+		for {
+			if line != "" {
+				m.screen.WriteString(line)
+			}
+			select {
+			case <-again.C:
+			case <-late:
+				m.cmd.Process.Kill()
+			case <-ended:
+				return
+			}
+		}
+	})
 	m.cmd.Wait()
+	close(ended)
+	m.screen.SetReadDeadline(time.Now())
+	others.Wait()
 	return Status(m.cmd.ProcessState)
 }
