@@ -72,6 +72,12 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"status": status},
+		// With the race detector each process would wait for a second at
+		// its end.
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", "atexit_sleep_ms=10")
+			return nil
+		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "works:exec":
