@@ -224,6 +224,7 @@ func runRouter() int {
 	defer cancel()
 	go func() {
 		conn.Done()
+		drain(ctx, e)
 		cancel()
 	}()
 	go func() {
@@ -238,6 +239,27 @@ func runRouter() int {
 		return fail(err)
 	}
 	return 0
+}
+
+// lastFlows is how long flows may take to end when nobody is left inside.
+const lastFlows = 10 * time.Second
+
+// drain waits until what has been said inside is delivered: a program may write,
+// close and end, and the kernel sends the rest. Our hold on the TUN keeps the
+// namespace, and so its closed sockets, for as long.
+func drain(ctx context.Context, e *engine.Engine) {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	late := time.After(lastFlows)
+	for e.Stats().Router.Flows > 0 {
+		select {
+		case <-again.C:
+		case <-late:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // newExecEngine makes the engine of R on the device that C has sent.

@@ -19,7 +19,7 @@ var (
 // TCP, and the program's own resolver too.
 func TestEveryQuestionIsAnsweredInside(t *testing.T) {
 	lab.Need(t, "dig", "bind9-dnsutils")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	asEverybody(t, func(t *testing.T, u user) {
 		w := l.Watch(t)
@@ -73,7 +73,7 @@ func TestEveryQuestionIsAnsweredInside(t *testing.T) {
 // rules send them directly. No proxy carries it.
 func TestPing(t *testing.T) {
 	lab.Need(t, "ping", "iputils-ping")
-	l := lab.New(t)
+	l := newLab(t)
 	l.Host.Sysctl(t, "net.ipv4.ping_group_range", "0 65534") // as distributions have it
 	danted := startServer(t, l, servers.Dante, dante)
 	config := lab.File(t, "tunroute.yaml", fmt.Sprintf(`

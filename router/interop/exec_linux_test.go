@@ -13,7 +13,7 @@ import (
 // the machine's DNS is not asked for it.
 func TestNameThatOnlyTheProxyKnows(t *testing.T) {
 	lab.Need(t, "curl", "curl")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	danted6 := startServer(t, l, servers.Dante, servers.Options{Listen: lab.Proxy6, External: dante.External})
 	micro := startServer(t, l, servers.Microsocks, servers.Options{External: []netip.Addr{lab.Proxy4}})

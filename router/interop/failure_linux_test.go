@@ -45,7 +45,7 @@ func TestConnectFailsAsTheFarEndSaid(t *testing.T) {
 	lab.Need(t, "bash", "bash")
 	lab.Need(t, "nc", "netcat-openbsd")
 	lab.Need(t, "dig", "bind9-dnsutils")
-	l := lab.New(t)
+	l := newLab(t)
 	target := both(lab.Target4(1), lab.Target6(1))
 	forbidden := both(lab.Target4(3), lab.Target6(3))
 	danted := startServer(t, l, servers.Dante, servers.Options{

@@ -2,11 +2,13 @@ package interop
 
 import (
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -41,6 +43,26 @@ func build(dir string) error {
 	}
 	return nil
 }
+
+// newLab is lab.New, and makes go test notice a binary that has changed: it takes
+// results from its cache unless there is a change in what the tests themselves
+// have opened or listed.
+func newLab(t *testing.T) *lab.Lab {
+	t.Helper()
+	if err := lookAtSources(); err != nil {
+		t.Fatal(err)
+	}
+	return lab.New(t)
+}
+
+var lookAtSources = sync.OnceValue(func() error {
+	return filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != "../.." && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
+		return err
+	})
+})
 
 // heavy skips a test that is about amounts, where these would take too long.
 func heavy(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 // The host is as it was while exec runs and after it, and inside there is no way
 // out but the TUN.
 func TestExecLeavesNothing(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	mounts := func() string { return must(t, l.Host, "cat", "/proc/self/mountinfo") }
 	asEverybody(t, func(t *testing.T, u user) {
 		before, mounted := l.Host.State(t), mounts()
@@ -57,7 +57,7 @@ func TestNoWayOutWhenTunrouteIsKilled(t *testing.T) {
 	lab.Need(t, "bash", "bash")
 	lab.Need(t, "ping", "iputils-ping")
 	lab.Need(t, "dig", "bind9-dnsutils")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	asEverybody(t, func(t *testing.T, u user) {
 		for _, victim := range []string{"parent", "router"} {
@@ -114,7 +114,7 @@ func isTarget(a netip.Addr) bool {
 // for it.
 func TestExecReturnsAtOnceAndServesWhatIsLeft(t *testing.T) {
 	lab.Need(t, "curl", "curl")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	asEverybody(t, func(t *testing.T, u user) {
 		dir := lab.Dir(t)
@@ -158,7 +158,7 @@ func fifo(t *testing.T, dir, name string) *os.File {
 }
 
 func TestExitStatus(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	asEverybody(t, func(t *testing.T, u user) {
 		for _, tt := range []struct {
 			name string
@@ -195,7 +195,7 @@ func TestExitStatus(t *testing.T) {
 
 // A signal to tunroute reaches the program, and one that it ignores is ignored.
 func TestSignals(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	asEverybody(t, func(t *testing.T, u user) {
 		t.Run("caught", func(t *testing.T) {
 			sh := startShell(t, l.Host, u.exec(nil, "sh")...)
@@ -244,7 +244,7 @@ func TestSignals(t *testing.T) {
 
 // At a terminal a program is what it would be without us.
 func TestTerminal(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	asEverybody(t, func(t *testing.T, u user) {
 		exec := strings.Join(u.exec(nil), " ")
 		// What is typed comes back from a program that runs and reads: from cat

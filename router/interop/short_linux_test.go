@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tunroute/router/interop/lab"
 	"tunroute/router/interop/servers"
 )
@@ -87,7 +89,7 @@ func short(target string) error {
 // here. Where a SYN meets one of those and is not answered, everything hangs.
 func TestShortConnectionsReusePorts(t *testing.T) {
 	heavy(t)
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	micro := "socks5h://" + startServer(t, l, servers.Microsocks, servers.Options{})
 	for _, tt := range []struct {
@@ -125,15 +127,19 @@ func TestShortConnectionsReusePorts(t *testing.T) {
 // TestFlowsLeaveNothing: after many flows the router holds what it held before.
 func TestFlowsLeaveNothing(t *testing.T) {
 	heavy(t)
-	l := lab.New(t)
+	l := newLab(t)
 	micro := "socks5h://" + startServer(t, l, servers.Microsocks, servers.Options{})
 	for _, tt := range []struct {
 		name    string
 		proxies []string
 	}{{"direct", nil}, {"microsocks", []string{micro}}} {
 		t.Run(tt.name, func(t *testing.T) {
+			fresh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
+			fresh.Must(t, "true") // it runs, so the router does
+			idle := goroutines(t, fresh, lab.Child(t, fresh.Process(), "exec-router"))
+
 			sh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
-			sh.Must(t, "true") // it runs, so the router does
+			sh.Must(t, "true")
 			router := lab.Child(t, sh.Process(), "exec-router")
 			target := netip.AddrPortFrom(lab.Target4(1), lab.ShortPort)
 			load := func(n int) {
@@ -161,6 +167,21 @@ func TestFlowsLeaveNothing(t *testing.T) {
 			if more := afterMemory - memory; more > 64<<20 {
 				t.Errorf("%d KiB more than before the last twenty thousand flows", more>>10)
 			}
+			// The runtime starts those of its collector when it first collects.
+			if n := goroutines(t, sh, router); n > idle+10 {
+				t.Errorf("%d goroutines, and %d in a router without a flow:\n%s", n, idle, sh.Log())
+			} else {
+				t.Logf("%d goroutines, and %d in a router without a flow", n, idle)
+			}
 		})
 	}
+}
+
+// goroutines ends a router, and with it the shell, and counts its goroutines.
+func goroutines(t *testing.T, sh *lab.Shell, router *lab.Process) int {
+	t.Helper()
+	router.Signal(t, unix.SIGQUIT) // the runtime prints them
+	router.Wait(t)
+	sh.Close(t) // exec has passed all of it on then
+	return strings.Count("\n"+sh.Log(), "\ngoroutine ")
 }

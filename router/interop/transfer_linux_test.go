@@ -15,7 +15,7 @@ import (
 // what it is only then.
 func TestHalfCloseGetsItsAnswer(t *testing.T) {
 	lab.Need(t, "nc", "netcat-openbsd")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	ssh := "socks5h://" + startServer(t, l, servers.OpenSSH, servers.Options{})
 	asEverybody(t, func(t *testing.T, u user) {
@@ -55,7 +55,7 @@ func transferSize() int64 {
 // What arrives is what was sent, in both directions of a connection at once.
 func TestStreamsArriveAsTheyWere(t *testing.T) {
 	lab.Need(t, "nc", "netcat-openbsd")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	size := transferSize()
 	seed := uint64(0)
@@ -83,7 +83,7 @@ func TestStreamsArriveAsTheyWere(t *testing.T) {
 // The same with many connections at once, to all targets.
 func TestManyStreamsArriveAsTheyWere(t *testing.T) {
 	lab.Need(t, "nc", "netcat-openbsd")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	const flows = 200
 	size := transferSize() / flows

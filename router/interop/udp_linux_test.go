@@ -39,7 +39,7 @@ func udp(t *testing.T, sh *lab.Shell, args ...string) udpResult {
 }
 
 func TestUDPEcho(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	asEverybody(t, func(t *testing.T, u user) {
 		for _, tt := range []struct {
@@ -92,7 +92,7 @@ func TestUDPEcho(t *testing.T) {
 // Datagrams in numbers, both ways, counted by iperf3.
 func TestUDPOfIperf(t *testing.T) {
 	lab.Need(t, "iperf3", "iperf3")
-	l := lab.New(t)
+	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	startIperf(t, l, lab.Target4(1))
 	for _, tt := range []struct {
@@ -153,7 +153,7 @@ func startIperf(t *testing.T, l *lab.Lab, at netip.Addr) {
 // Where UDP is not carried the program hears of it with its first datagram, so
 // that QUIC falls back to TCP without waiting for a timeout.
 func TestUDPThatIsNotCarriedIsRefused(t *testing.T) {
-	l := lab.New(t)
+	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	micro := startServer(t, l, servers.Microsocks, servers.Options{})
 	ssh := startServer(t, l, servers.OpenSSH, servers.Options{})
