@@ -12,4 +12,4 @@
 //
 // It has nothing but benchmarks. It does not measure the kernel's TUN, which
 // takes packets in super-segments that the client machine here does not make.
-package bench
+package main

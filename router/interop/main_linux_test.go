@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -27,6 +29,9 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
+	// What nohup started has hangups ignored, and so would all that the tests
+	// start; who catches them passes the default on.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	lab.Enter(build)
 	goleak.VerifyTestMain(m)
 }
