@@ -61,6 +61,8 @@ func NewHost(mtu int) *Host {
 	sack, wait := tcpip.TCPSACKEnabled(true), tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	must(h.net.SetTransportProtocolOption(tcp.ProtocolNumber, &sack))
 	must(h.net.SetTransportProtocolOption(tcp.ProtocolNumber, &wait))
+	must(h.net.SetTransportProtocolOption(tcp.ProtocolNumber, &tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: tcpBuffer}))
+	must(h.net.SetTransportProtocolOption(tcp.ProtocolNumber, &tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer}))
 	must(h.net.SetOption(tcpip.ReceiveBufferSizeOption{Min: 4 << 10, Default: udpBuffer, Max: udpBuffer}))
 
 	go h.pump(link)
@@ -73,6 +75,10 @@ const timeWait = 10 * time.Millisecond
 
 // udpBuffer holds the bursts of a benchmark: sockets lose what they do not hold.
 const udpBuffer = 4 << 20
+
+// tcpBuffer is more than a path needs that a test makes: the client is not what
+// limits it.
+const tcpBuffer = 32 << 20
 
 func must(err tcpip.Error) {
 	if err != nil {
