@@ -235,7 +235,7 @@ func runRouter() int {
 		time.Sleep(lastWords) // unless we end before
 		closeLog()
 	}()
-	if err := e.Run(ctx); err != nil {
+	if err := serve(ctx, e); err != nil {
 		return fail(err)
 	}
 	return 0

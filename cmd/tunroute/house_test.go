@@ -54,6 +54,7 @@ var outside = map[string][]string{
 	"golang.zx2c4.com/wireguard": {"tun"},
 	"github.com/vishvananda/":    {"tun"},
 	"github.com/spf13/cobra":     {"cmd/tunroute"},
+	"github.com/KimMachineGun/":  {"cmd/tunroute"},
 	"go.yaml.in/yaml":            {"cmd/tunroute/config"},
 	"github.com/lmittmann/tint":  {"cmd/tunroute/ui"},
 	"github.com/gaissmai/bart":   {"router/rule"},

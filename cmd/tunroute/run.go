@@ -125,7 +125,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}()
 	d.log.Info("ready", "device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4)
 	start := time.Now()
-	err = e.Run(ctx)
+	err = serve(ctx, e)
 	cancel()
 	<-reloads
 	s := e.Stats()
