@@ -30,47 +30,61 @@ type registry struct {
 	work  sync.WaitGroup // echoes
 
 	mu               sync.Mutex
-	flows            map[*entry]struct{}
+	flows            map[*tcpFlow]struct{}
 	evicted, refused uint64
 }
 
-// entry is an open TCP flow.
-type entry struct {
-	flow     flow.Flow
-	verdict  rule.Verdict
-	outbound string
-	start    time.Time
-	cancel   context.CancelFunc
+// tcpFlow is a TCP flow and what has to be given back when it ends.
+type tcpFlow struct {
+	r        *Router
+	rec      Record // up to its Outbound and Start it does not change once the flow is counted
+	release  func()
 	counters relay.Counters
 	evicted  atomic.Bool
 
 	// guarded by registry.mu
+	cancel func(error)
 	seen   int64     // bytes both ways when last looked at
 	active time.Time // when they had changed
 }
 
 func (g *registry) init(limit int) {
 	g.limit = limit
-	g.flows = make(map[*entry]struct{})
+	g.flows = make(map[*tcpFlow]struct{})
 }
 
-// add takes a flow in. At the limit, an idle flow makes room; if there is none,
-// ok is false.
-func (g *registry) add(rec *Record, cancel context.CancelFunc) (_ *entry, ok bool) {
-	e := &entry{flow: rec.Flow, verdict: rec.Verdict, outbound: rec.Outbound, start: rec.Start, active: rec.Start, cancel: cancel}
+// add takes a flow in, which cancel ends. At the limit, an idle flow makes room;
+// if there is none, ok is false.
+func (g *registry) add(f *tcpFlow, cancel func(error)) (ok bool) {
+	f.active, f.cancel = f.rec.Start, cancel
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.flows) >= g.limit && !g.evictLocked(time.Now()) {
 		g.refused++
-		return nil, false
+		return false
 	}
-	g.flows[e] = struct{}{}
-	return e, true
+	g.flows[f] = struct{}{}
+	return true
 }
 
-func (g *registry) remove(e *entry) {
+// cancelBy changes what cancels a flow.
+func (g *registry) cancelBy(f *tcpFlow, cancel func(error)) {
 	g.mu.Lock()
-	delete(g.flows, e)
+	f.cancel = cancel
+	evicted := f.evicted.Load()
+	g.mu.Unlock()
+	if evicted { // by what did so before
+		cancel(errEvicted)
+	}
+}
+
+// remove takes a flow out, if it is in.
+func (g *registry) remove(f *tcpFlow) {
+	g.mu.Lock()
+	delete(g.flows, f)
+	if len(g.flows) == 0 {
+		g.flows = make(map[*tcpFlow]struct{}) // a map keeps its size for ever
+	}
 	g.mu.Unlock()
 }
 
@@ -79,11 +93,11 @@ func (g *registry) remove(e *entry) {
 // there is the least time.
 func (g *registry) evictLocked(now time.Time) bool {
 	const sample = 64
-	var oldest *entry
+	var oldest *tcpFlow
 	n := 0
-	for e := range g.flows {
-		if oldest == nil || e.active.Before(oldest.active) {
-			oldest = e
+	for f := range g.flows {
+		if oldest == nil || f.active.Before(oldest.active) {
+			oldest = f
 		}
 		if n++; n == sample {
 			break
@@ -94,7 +108,7 @@ func (g *registry) evictLocked(now time.Time) bool {
 	}
 	delete(g.flows, oldest)
 	oldest.evicted.Store(true)
-	oldest.cancel()
+	oldest.cancel(errEvicted)
 	g.evicted++
 	return true
 }
@@ -117,9 +131,9 @@ func (g *registry) watch(ctx context.Context) {
 func (g *registry) look(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for e := range g.flows {
-		if n := e.counters.Up.Load() + e.counters.Down.Load(); n != e.seen {
-			e.seen, e.active = n, now
+	for f := range g.flows {
+		if n := f.counters.Up.Load() + f.counters.Down.Load(); n != f.seen {
+			f.seen, f.active = n, now
 		}
 	}
 }
@@ -144,10 +158,10 @@ func (r *Router) Flows() []OpenFlow {
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
 	list := make([]OpenFlow, 0, len(r.flows.flows))
-	for e := range r.flows.flows {
+	for f := range r.flows.flows {
 		list = append(list, OpenFlow{
-			Flow: e.flow, Verdict: e.verdict, Outbound: e.outbound, Start: e.start,
-			Up: e.counters.Up.Load(), Down: e.counters.Down.Load(),
+			Flow: f.rec.Flow, Verdict: f.rec.Verdict, Outbound: f.rec.Outbound, Start: f.rec.Start,
+			Up: f.counters.Up.Load(), Down: f.counters.Down.Load(),
 		})
 	}
 	return list

@@ -220,16 +220,14 @@ func (r *Router) ServeTCP(ctx context.Context, q Request) {
 	f.rec.Verdict, out = r.snap.Load().route(&f.rec.Flow)
 	f.rec.Outbound, f.rec.Hops = out.Name, out.Hops
 
-	ctx, cancel := context.WithCancel(ctx)
-	f.cancel = cancel
-	entry, ok := r.flows.add(&f.rec, cancel)
-	if !ok {
+	dial, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if !r.flows.add(f, cancel) {
 		q.Refuse(syscall.ECONNREFUSED)
 		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	f.entry = entry
-	upstream, err := out.Dialer.DialTCP(ctx, target)
+	upstream, err := out.Dialer.DialTCP(dial, target)
 	if err != nil {
 		q.Refuse(outbound.Errno(err))
 		f.end(endOfDial(err), err)
@@ -241,52 +239,42 @@ func (r *Router) ServeTCP(ctx context.Context, q Request) {
 		f.end(EndClient, fmt.Errorf("client left before its connect was answered: %w", err))
 		return
 	}
-	r.relay(ctx, f, client, upstream)
-}
-
-// relay relays f, in the loop where its ends allow it.
-func (r *Router) relay(ctx context.Context, f *tcpFlow, client relay.Conn, upstream outbound.Conn) {
-	if stream, ok := client.(relay.Stream); ok {
-		socket, ok := upstream.(*net.TCPConn)
-		if loop := r.loop.Load(); ok && loop != nil {
-			err := loop.Relay(ctx, stream, socket, &f.entry.counters, f.relayed)
-			if err == nil {
-				return
-			}
-			r.log.Warn("relay with a goroutine", "err", err)
-		}
+	if !r.relayInLoop(f, client, upstream) {
+		f.relayed(relay.Relay(dial, client, upstream, &f.counters))
 	}
-	f.relayed(relay.Relay(ctx, client, upstream, &f.entry.counters))
 }
 
-// tcpFlow is a TCP flow and what has to be given back when it ends.
-type tcpFlow struct {
-	r       *Router
-	rec     Record
-	release func()
-	cancel  context.CancelFunc // nil until the flow is counted, as entry
-	entry   *entry
+// relayInLoop has f relayed without this goroutine, where its ends allow that.
+func (r *Router) relayInLoop(f *tcpFlow, client relay.Conn, upstream outbound.Conn) bool {
+	loop := r.loop.Load()
+	stream, isStream := client.(relay.Stream)
+	socket, isSocket := upstream.(*net.TCPConn)
+	if loop == nil || !isStream || !isSocket {
+		return false
+	}
+	in, err := loop.Relay(stream, socket, &f.counters, f.relayed)
+	if err != nil {
+		r.log.Warn("relay with a goroutine", "err", err)
+		return false
+	}
+	// From here on the flow can be over, which does no harm.
+	r.flows.cancelBy(f, in.Cancel)
+	return true
 }
 
 // relayed ends a flow that was connected.
 func (f *tcpFlow) relayed(end relay.End, err error) {
-	f.rec.Up, f.rec.Down = f.entry.counters.Up.Load(), f.entry.counters.Down.Load()
-	if f.entry.evicted.Load() {
-		f.end(EndLimit, errEvicted)
-		return
-	}
+	f.rec.Up, f.rec.Down = f.counters.Up.Load(), f.counters.Down.Load()
 	f.end(endOfRelay(end), err)
 }
 
 // end gives back what the flow holds and tells of it. It is called once.
 func (f *tcpFlow) end(e End, err error) {
-	if f.cancel != nil {
-		f.cancel()
-	}
-	if f.entry != nil {
-		f.r.flows.remove(f.entry)
-	}
+	f.r.flows.remove(f)
 	f.release()
+	if f.evicted.Load() {
+		e, err = EndLimit, errEvicted
+	}
 	f.rec.end(e, err)
 	f.r.finish(&f.rec)
 }

@@ -21,23 +21,28 @@ import (
 // needs besides. One Read and one Write may run at a time; the others are safe
 // at any time.
 type Conn struct {
+	s         *Stack
 	ep        tcpip.Endpoint
 	wq        *waiter.Queue
 	src, dst  netip.AddrPort
-	closed    chan struct{}
-	closeOnce sync.Once
-	rd, wr    direction
+	ended     atomic.Bool
+	died      atomic.Pointer[error] // what ended the connection before its time: see failed
+	blockFace atomic.Pointer[blocking]
+
+	mu     sync.Mutex // guards stream, and what is registered with wq
+	stream *wakeUp    // of Wake
+}
+
+// blocking is what the methods of net.Conn need: most connections are relayed
+// without them.
+type blocking struct {
+	closed chan struct{}
+	rd, wr direction
 
 	// What netstack reads from and writes to, here so that it allocates
 	// nothing; guarded by rd.mu and wr.mu.
 	into tcpip.SliceWriter
 	from bytes.Reader
-
-	died atomic.Pointer[error] // what ended the connection before its time: see failed
-
-	mu     sync.Mutex    // guards what is registered with wq
-	stream *waiter.Entry // of Wake
-	s      *Stack        // where streams are counted
 }
 
 // direction is one half of a Conn: what wakes it, and its deadline.
@@ -52,10 +57,27 @@ type direction struct {
 var _ net.Conn = (*Conn)(nil)
 
 func newConn(s *Stack, ep tcpip.Endpoint, wq *waiter.Queue, src, dst netip.AddrPort) *Conn {
-	c := &Conn{s: s, ep: ep, wq: wq, src: src, dst: dst, closed: make(chan struct{})}
-	c.rd.mask = waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr
-	c.wr.mask = waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
-	return c
+	return &Conn{s: s, ep: ep, wq: wq, src: src, dst: dst}
+}
+
+// block returns the blocking face, which is made when it is first used.
+func (c *Conn) block() *blocking {
+	if b := c.blockFace.Load(); b != nil {
+		return b
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.blockFace.Load(); b != nil {
+		return b
+	}
+	b := &blocking{closed: make(chan struct{})}
+	b.rd.mask = waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr
+	b.wr.mask = waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
+	if c.isClosed() {
+		close(b.closed)
+	}
+	c.blockFace.Store(b)
+	return b
 }
 
 // wait blocks until it is worth trying the endpoint again.
@@ -73,7 +95,7 @@ func (c *Conn) wait(d *direction) error {
 	select {
 	case <-d.ready:
 		return nil
-	case <-c.closed:
+	case <-c.block().closed:
 		return net.ErrClosed
 	case <-d.deadline.done():
 		return os.ErrDeadlineExceeded
@@ -82,24 +104,25 @@ func (c *Conn) wait(d *direction) error {
 
 // Read implements net.Conn.
 func (c *Conn) Read(b []byte) (int, error) {
-	c.rd.mu.Lock()
-	defer c.rd.mu.Unlock()
-	if err := c.begin(&c.rd); err != nil {
+	f := c.block()
+	f.rd.mu.Lock()
+	defer f.rd.mu.Unlock()
+	if err := c.begin(&f.rd); err != nil {
 		return 0, c.opError("read", err)
 	}
 	if len(b) == 0 {
 		return 0, nil
 	}
-	defer func() { c.into = nil }()
+	defer func() { f.into = nil }()
 	for {
-		c.into = b
-		res, err := c.ep.Read(&c.into, tcpip.ReadOptions{})
+		f.into = b
+		res, err := c.ep.Read(&f.into, tcpip.ReadOptions{})
 		switch err.(type) {
 		case nil:
 			c.ep.ModerateRecvBuf(res.Count)
 			return res.Count, nil
 		case *tcpip.ErrWouldBlock:
-			if err := c.wait(&c.rd); err != nil {
+			if err := c.wait(&f.rd); err != nil {
 				return 0, c.opError("read", err)
 			}
 		default:
@@ -113,21 +136,22 @@ func (c *Conn) Read(b []byte) (int, error) {
 
 // Write implements net.Conn. It blocks while the client does not read.
 func (c *Conn) Write(b []byte) (int, error) {
-	c.wr.mu.Lock()
-	defer c.wr.mu.Unlock()
-	if err := c.begin(&c.wr); err != nil {
+	f := c.block()
+	f.wr.mu.Lock()
+	defer f.wr.mu.Unlock()
+	if err := c.begin(&f.wr); err != nil {
 		return 0, c.opError("write", err)
 	}
-	defer c.from.Reset(nil)
+	defer f.from.Reset(nil)
 	written := 0
 	for written < len(b) {
-		c.from.Reset(b[written:])
-		n, err := c.ep.Write(&c.from, tcpip.WriteOptions{})
+		f.from.Reset(b[written:])
+		n, err := c.ep.Write(&f.from, tcpip.WriteOptions{})
 		written += int(n)
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			if err := c.wait(&c.wr); err != nil {
+			if err := c.wait(&f.wr); err != nil {
 				return written, c.opError("write", err)
 			}
 		default:
@@ -166,9 +190,10 @@ func (c *Conn) failed(err tcpip.Error) error {
 // begin says whether d may be used at all: not after Close, nor after its
 // deadline.
 func (c *Conn) begin(d *direction) error {
-	select {
-	case <-c.closed:
+	if c.isClosed() {
 		return net.ErrClosed
+	}
+	select {
 	case <-d.deadline.done():
 		return os.ErrDeadlineExceeded
 	default:
@@ -176,14 +201,7 @@ func (c *Conn) begin(d *direction) error {
 	}
 }
 
-func (c *Conn) isClosed() bool {
-	select {
-	case <-c.closed:
-		return true
-	default:
-		return false
-	}
-}
+func (c *Conn) isClosed() bool { return c.ended.Load() }
 
 // CloseWrite sends a FIN behind what was written. The client can still send.
 func (c *Conn) CloseWrite() error {
@@ -213,25 +231,32 @@ func (c *Conn) Close() error {
 func (c *Conn) Reset() { c.end(c.ep.Abort) }
 
 func (c *Conn) end(how func()) {
-	c.closeOnce.Do(func() {
-		c.mu.Lock()
-		close(c.closed)
-		for _, d := range []*direction{&c.rd, &c.wr} {
+	c.mu.Lock()
+	if c.ended.Swap(true) {
+		c.mu.Unlock()
+		return
+	}
+	f, stream := c.blockFace.Load(), c.stream
+	if f != nil {
+		close(f.closed)
+		for _, d := range []*direction{&f.rd, &f.wr} {
 			if d.ready != nil {
 				c.wq.EventUnregister(&d.entry)
 			}
 		}
-		if c.stream != nil {
-			c.wq.EventUnregister(c.stream)
-		}
-		c.mu.Unlock()
-		how()
-		c.rd.deadline.stop()
-		c.wr.deadline.stop()
-		if c.stream != nil {
-			c.s.streams.remove(c.ep)
-		}
-	})
+	}
+	if stream != nil {
+		c.wq.EventUnregister(&stream.entry)
+	}
+	c.mu.Unlock()
+	how()
+	if f != nil {
+		f.rd.deadline.stop()
+		f.wr.deadline.stop()
+	}
+	if stream != nil {
+		c.s.streams.remove(c.ep)
+	}
 }
 
 // LocalAddr returns the address that the client has connected to.
@@ -241,13 +266,16 @@ func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.dst) }
 func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.src) }
 
 // SetDeadline implements net.Conn.
-func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(t, &c.rd, &c.wr) }
+func (c *Conn) SetDeadline(t time.Time) error {
+	f := c.block()
+	return c.setDeadline(t, &f.rd, &f.wr)
+}
 
 // SetReadDeadline implements net.Conn.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(t, &c.rd) }
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(t, &c.block().rd) }
 
 // SetWriteDeadline implements net.Conn.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(t, &c.wr) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(t, &c.block().wr) }
 
 func (c *Conn) setDeadline(t time.Time, of ...*direction) error {
 	if c.isClosed() {

@@ -189,6 +189,7 @@ func (s *Stack) Run(ctx context.Context) error {
 // endFlows admits no attempt any more and aborts all connections until all
 // handlers have returned. Once is not enough: a handler may be about to accept.
 func (s *Stack) endFlows(n *gstack.Stack) {
+	s.streams.stop()
 	done := make(chan struct{})
 	go func() {
 		s.halfOpen.end()

@@ -17,29 +17,35 @@ import (
 // of the connection from this side would give to another.
 
 // Wake has f called whenever it may be worth trying Forward (readable) or Fill
-// (writable) again. f is called with locks held and from any goroutine: it must
-// neither block nor use the Conn. Wake may be called once, before anything is
-// read or written; Read and Write may not be used any more. Who calls it must end
-// the Conn when the ctx of ServeTCP ends: the stack waits for that.
-func (c *Conn) Wake(f func(readable, writable bool)) {
+// (writable) again, and when the stack ends (stop): then the Conn has to be ended,
+// for which the stack waits. f is called with locks held and from any goroutine:
+// it must neither block nor use the Conn. Wake may be called once, before anything
+// is read or written; Read and Write may not be used any more.
+func (c *Conn) Wake(f func(readable, writable, stop bool)) {
 	const broken = waiter.EventHUp | waiter.EventErr
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed() {
 		return
 	}
-	c.stream = new(waiter.Entry)
-	c.stream.Init(eventFunc(func(mask waiter.EventMask) {
-		f(mask&(waiter.ReadableEvents|broken) != 0, mask&(waiter.WritableEvents|broken) != 0)
-	}), waiter.ReadableEvents|waiter.WritableEvents|broken)
-	c.wq.EventRegister(c.stream)
-	c.s.streams.add(c.ep)
+	w := &wakeUp{f: f}
+	w.entry.Init(w, waiter.ReadableEvents|waiter.WritableEvents|broken)
+	c.stream = w
+	c.wq.EventRegister(&w.entry)
+	c.s.streams.add(c.ep, w)
 }
 
-// eventFunc is a waiter.EventListener.
-type eventFunc func(waiter.EventMask)
+// wakeUp is a waiter.EventListener.
+type wakeUp struct {
+	f     func(readable, writable, stop bool)
+	entry waiter.Entry
+}
 
-func (f eventFunc) NotifyEvent(mask waiter.EventMask) { f(mask) }
+// NotifyEvent implements waiter.EventListener.
+func (w *wakeUp) NotifyEvent(mask waiter.EventMask) {
+	const broken = waiter.EventHUp | waiter.EventErr
+	w.f(mask&(waiter.ReadableEvents|broken) != 0, mask&(waiter.WritableEvents|broken) != 0, false)
+}
 
 // slices collects what a peek sees.
 type slices [][]byte
@@ -123,25 +129,42 @@ func (c *Conn) again(op string, err tcpip.Error) error {
 type streams struct {
 	ended sync.WaitGroup
 
-	mu  sync.Mutex
-	all map[tcpip.Endpoint]struct{}
+	mu       sync.Mutex
+	stopping bool
+	all      map[tcpip.Endpoint]*wakeUp
 }
 
-func (s *streams) add(ep tcpip.Endpoint) {
+func (s *streams) add(ep tcpip.Endpoint, w *wakeUp) {
 	s.ended.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {
-		s.all = make(map[tcpip.Endpoint]struct{})
+		s.all = make(map[tcpip.Endpoint]*wakeUp)
 	}
-	s.all[ep] = struct{}{}
+	s.all[ep] = w
+	if s.stopping {
+		w.f(false, false, true)
+	}
 }
 
 func (s *streams) remove(ep tcpip.Endpoint) {
 	s.mu.Lock()
 	delete(s.all, ep)
+	if len(s.all) == 0 {
+		s.all = nil // a map keeps its size for ever
+	}
 	s.mu.Unlock()
 	s.ended.Done()
+}
+
+// stop tells the owners, those of now and those to come.
+func (s *streams) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+	for _, w := range s.all {
+		w.f(false, false, true)
+	}
 }
 
 // abort aborts an endpoint, unless it is one of them.

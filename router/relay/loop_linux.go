@@ -14,9 +14,10 @@ import (
 )
 
 // Loop relays between [Stream]s and sockets. A flow that is idle has neither a
-// goroutine nor a buffer; one that has something to do has a goroutine until it
-// has not. Payload goes from the client's queue to the socket, and from the
-// socket into the client's queue, without a copy between.
+// goroutine nor a buffer. One that has something to do waits in a queue for one of
+// a few workers, which are goroutines that end when the queue is empty. Payload
+// goes from the client's queue to the socket, and from the socket into the
+// client's queue, without a copy between.
 //
 // One goroutine waits for all sockets, in an epoll set of the Loop's own, which
 // itself waits in the poller of the Go runtime.
@@ -25,8 +26,11 @@ type Loop struct {
 	conn  syscall.RawConn // of epoll
 
 	mu    sync.RWMutex
-	flows map[int32]*event // by file descriptor
-	work  sync.WaitGroup   // flows, until done has returned
+	flows map[int32]*Flow // by file descriptor
+	work  sync.WaitGroup  // flows, until done has returned
+
+	ready readyQueue
+	ended endQueue
 }
 
 // NewLoop returns a Loop. [Loop.Run] must run for it to relay anything, and
@@ -40,7 +44,8 @@ func NewLoop() (*Loop, error) {
 		syscall.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	l := &Loop{epoll: os.NewFile(uintptr(fd), "epoll"), flows: make(map[int32]*event)}
+	l := &Loop{epoll: os.NewFile(uintptr(fd), "epoll"), flows: make(map[int32]*Flow)}
+	l.ready.most = runtime.GOMAXPROCS(0)
 	if l.conn, err = l.epoll.SyscallConn(); err != nil {
 		l.epoll.Close()
 		return nil, err
@@ -65,38 +70,49 @@ func (l *Loop) Run(ctx context.Context) {
 		}
 	}
 	for l.conn.Read(wait) == nil && n > 0 {
+		var last *Flow
 		l.mu.RLock()
 		for _, e := range events[:n] {
 			// A number may be another flow's by now; it is woken in vain.
-			if f := l.flows[e.Fd]; f != nil {
-				f.wake(upstreamEvents(e.Events))
+			f := l.flows[e.Fd]
+			if f == nil || !f.mark(upstreamEvents(e.Events)) {
+				continue
 			}
+			if last != nil {
+				l.ready.push(last)
+			}
+			last = f
 		}
 		l.mu.RUnlock()
+		// One of them has its turn here: with few flows, that spares the
+		// runtime to wake a thread for a worker.
+		if last != nil {
+			l.ready.runOne(last)
+		}
 	}
 	l.epoll.Close()
 	l.mu.RLock()
-	all := make([]*event, 0, len(l.flows))
+	all := make([]*Flow, 0, len(l.flows))
 	for _, f := range l.flows {
 		all = append(all, f)
 	}
 	l.mu.RUnlock()
 	for _, f := range all {
-		f.cancel(context.Cause(ctx))
+		f.Cancel(context.Cause(ctx))
 	}
 	l.work.Wait()
 }
 
 // Relay does what the function Relay does, and returns at once: when the flow
-// has ended, done is called, from a goroutine that may take its time. If there
-// is an error, nothing was done with the connections.
-func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, n *Counters, done func(End, error)) error {
+// has ended, done is called, from a goroutine that may take its time but that all
+// ends of flows share. If there is an error, nothing was done with the
+// connections.
+func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, done func(End, error)) (*Flow, error) {
 	raw, err := upstream.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f := &event{loop: l, client: client, upstream: upstream, n: n, done: done}
-	f.writev, f.readFull = f.toUpstream, f.fromUpstream
+	f := &Flow{loop: l, client: client, upstream: upstream, n: n, done: done}
 	f.state.Store(running) // what wakes it has to wait until all of it is there
 	// The socket is nobody else's and is closed by the flow alone: its number
 	// stays good.
@@ -106,7 +122,7 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 		// whatever is behind.
 		_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1)
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	l.mu.Lock()
 	l.flows[f.fd] = f
@@ -120,18 +136,12 @@ func (l *Loop) Relay(ctx context.Context, client Stream, upstream *net.TCPConn, 
 	if err := errors.Join(cerr, err); err != nil {
 		l.forget(f)
 		l.work.Done()
-		return os.NewSyscallError("epoll_ctl", err)
+		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
 	client.Wake(f.clientEvents)
-	f.stop = context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })
 	f.state.Or(up | down)
-	if ctx.Err() != nil {
-		cause := context.Cause(ctx)
-		f.cause.Store(&cause)
-		f.state.Or(stopped)
-	}
-	go f.run()
-	return nil
+	l.ready.push(f)
+	return f, nil
 }
 
 // Flows returns how many flows there are.
@@ -141,10 +151,13 @@ func (l *Loop) Flows() int {
 	return len(l.flows)
 }
 
-func (l *Loop) forget(f *event) {
+func (l *Loop) forget(f *Flow) {
 	l.mu.Lock()
 	if l.flows[f.fd] == f {
 		delete(l.flows, f.fd)
+	}
+	if len(l.flows) == 0 {
+		l.flows = make(map[int32]*Flow) // a map keeps its size for ever
 	}
 	l.mu.Unlock()
 }
@@ -157,32 +170,30 @@ const (
 	up      uint32 = 1 << iota // there may be something to send up, or room for it
 	down                       // the same down
 	hangup                     // the upstream has said that it has no more, or has broken
-	stopped                    // cancel was called
-	running                    // a goroutine runs the flow
+	stopped                    // Cancel was called, or the stream stops
+	running                    // the flow is in the queue, or with a worker
 )
 
-// event is a flow of a Loop. All but the atomic state and the counters belongs to
-// the goroutine that runs it.
-type event struct {
+// Flow is a flow of a Loop. All but the atomic state and the counters belongs to
+// the worker that runs it.
+type Flow struct {
 	loop     *Loop
 	client   Stream
 	upstream *net.TCPConn
 	fd       int32
 	n        *Counters
 	done     func(End, error)
-	stop     func() bool // of the context
 
 	state atomic.Uint32
-	cause atomic.Pointer[error] // of cancel
+	cause atomic.Pointer[error] // of Cancel
 
 	upDone, downDone bool // the direction has ended in order
 	eof              bool // the upstream may have no more: look
 	ended            bool
+	end              End // how; for done
 
-	writev   func([][]byte) (int, error) // toUpstream and fromUpstream, bound once
-	readFull func([]byte) (int, error)
-	side     error // toUpstream's or fromUpstream's error, to tell the sides apart
-	iovs     []syscall.Iovec
+	side error // of the worker's writev or read, to tell the sides apart; then done's
+	next *Flow // in the queue
 }
 
 func upstreamEvents(e uint32) uint32 {
@@ -199,7 +210,7 @@ func upstreamEvents(e uint32) uint32 {
 	return w
 }
 
-func (f *event) clientEvents(readable, writable bool) {
+func (f *Flow) clientEvents(readable, writable, stop bool) {
 	var w uint32
 	if readable {
 		w |= up
@@ -207,18 +218,26 @@ func (f *event) clientEvents(readable, writable bool) {
 	if writable {
 		w |= down
 	}
+	if stop {
+		w |= stopped
+	}
 	f.wake(w)
 }
 
+// mark notes what the flow is woken for and says whether it has to be queued.
+func (f *Flow) mark(w uint32) bool { return f.state.Or(w|running)&running == 0 }
+
 // wake has the flow run for what w says. It does not block.
-func (f *event) wake(w uint32) {
-	if f.state.Or(w|running)&running == 0 {
-		go f.run()
+func (f *Flow) wake(w uint32) {
+	if f.mark(w) {
+		f.loop.ready.push(f)
 	}
 }
 
-func (f *event) cancel(cause error) {
-	f.cause.Store(&cause)
+// Cancel breaks the flow, unless it has ended; done is told of cause. It does not
+// block.
+func (f *Flow) Cancel(cause error) {
+	f.cause.CompareAndSwap(nil, &cause)
 	f.wake(stopped)
 }
 
@@ -226,64 +245,63 @@ func (f *event) cancel(cause error) {
 // copies in a tenth of a millisecond.
 const budget = 256 << 10
 
-func (f *event) run() {
-	for {
-		// What comes from here on is seen by the next round.
-		w := f.state.And(running) &^ running
-		if w == 0 {
-			if f.state.CompareAndSwap(running, 0) {
-				return
-			}
-			continue
-		}
-		more := f.step(w)
-		if f.ended {
-			return // still marked as running: nobody runs it again
-		}
-		if more != 0 {
-			f.state.Or(more)
-			runtime.Gosched()
-		}
+// turn does what can be done for f. It says whether f has to be queued again.
+func (w *worker) turn(f *Flow) bool {
+	// What comes from here on is seen by the next turn.
+	what := f.state.And(running) &^ running
+	more := w.step(f, what)
+	if f.ended {
+		return false // still marked as running: nobody runs it again
 	}
+	if more != 0 {
+		f.state.Or(more)
+		return true
+	}
+	return !f.state.CompareAndSwap(running, 0)
 }
 
 // step does what can be done, and returns what is left when the budget is used
 // up.
-func (f *event) step(w uint32) (more uint32) {
-	if w&stopped != 0 {
-		f.fail(Canceled, *f.cause.Load())
+func (w *worker) step(f *Flow, what uint32) (more uint32) {
+	if what&stopped != 0 {
+		err := context.Canceled
+		if cause := f.cause.Load(); cause != nil {
+			err = *cause
+		}
+		f.fail(Canceled, err)
 		return 0
 	}
-	if w&hangup != 0 {
+	if what&hangup != 0 {
 		f.eof = true
 	}
 	switch {
-	case w&up == 0:
+	case what&up == 0:
 	case !f.upDone:
-		more |= f.stepUp()
+		more |= w.stepUp(f)
 	case !f.downDone:
-		f.checkClient()
+		w.checkClient(f)
 	}
-	if w&hangup != 0 && f.downDone && !f.ended {
+	if what&hangup != 0 && f.downDone && !f.ended {
 		f.checkUpstream()
 	}
-	if w&down != 0 && !f.downDone && !f.ended {
-		more |= f.stepDown()
+	if what&down != 0 && !f.downDone && !f.ended {
+		more |= w.stepDown(f)
 	}
 	if f.upDone && f.downDone && !f.ended {
-		f.end(EOF, nil)
-		f.client.Close()
-		f.upstream.Close()
-		f.finish(EOF, nil)
+		f.over(EOF, nil, func() {
+			f.client.Close()
+			f.upstream.Close()
+		})
 	}
 	return more
 }
 
 // stepUp moves what the client has sent.
-func (f *event) stepUp() (more uint32) {
+func (w *worker) stepUp(f *Flow) (more uint32) {
+	w.flow = f
 	for sent := 0; sent < budget; {
 		f.side = nil
-		n, err := f.client.Forward(f.writev)
+		n, err := f.client.Forward(w.writev)
 		f.n.Up.Add(int64(n))
 		sent += n
 		switch {
@@ -294,7 +312,7 @@ func (f *event) stepUp() (more uint32) {
 			err := f.opError("write", f.side)
 			// Whoever does not want to hear more may have said why.
 			f.eof = true
-			for !f.downDone && !f.ended && f.stepDown() != 0 {
+			for !f.downDone && !f.ended && w.stepDown(f) != 0 {
 			}
 			f.fail(Upstream, err)
 			return 0
@@ -312,7 +330,8 @@ func (f *event) stepUp() (more uint32) {
 }
 
 // stepDown moves what the upstream has sent.
-func (f *event) stepDown() (more uint32) {
+func (w *worker) stepDown(f *Flow) (more uint32) {
+	w.flow = f
 	for got := 0; got < budget; {
 		queued, err := queuedBytes(f.fd)
 		if err != nil {
@@ -324,7 +343,7 @@ func (f *event) stepDown() (more uint32) {
 			return 0
 		}
 		f.side = nil
-		n, err := f.client.Fill(min(queued, budget), f.readFull)
+		n, err := f.client.Fill(min(queued, budget), w.readFull)
 		f.n.Down.Add(int64(n))
 		got += n
 		switch {
@@ -344,7 +363,7 @@ func (f *event) stepDown() (more uint32) {
 
 // atEnd looks whether the upstream has ended, where it has said something that
 // may be that: without data, only a read tells.
-func (f *event) atEnd() {
+func (f *Flow) atEnd() {
 	if !f.eof {
 		return
 	}
@@ -362,25 +381,43 @@ func (f *event) atEnd() {
 }
 
 // checkClient looks whether a client that has said all has broken since.
-func (f *event) checkClient() {
-	if _, err := f.client.Forward(f.writev); err != nil && err != io.EOF && err != again {
+func (w *worker) checkClient(f *Flow) {
+	w.flow = f
+	if _, err := f.client.Forward(w.writev); err != nil && err != io.EOF && err != again {
 		f.fail(Client, err)
 	}
 }
 
 // checkUpstream does the same for an upstream that has said all.
-func (f *event) checkUpstream() {
+func (f *Flow) checkUpstream() {
 	errno, err := syscall.GetsockoptInt(int(f.fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
 	if err == nil && errno != 0 {
 		f.fail(Upstream, f.opError("read", syscall.Errno(errno)))
 	}
 }
 
+// worker is what one turn of a flow needs.
+type worker struct {
+	flow *Flow // whose turn it is
+	iovs []syscall.Iovec
+
+	writev   func([][]byte) (int, error) // toUpstream and fromUpstream, bound once
+	readFull func([]byte) (int, error)
+
+	next *worker // that is idle
+}
+
+func newWorker() *worker {
+	w := &worker{iovs: make([]syscall.Iovec, 0, 64)}
+	w.writev, w.readFull = w.toUpstream, w.fromUpstream
+	return w
+}
+
 // toUpstream is Forward's write.
-func (f *event) toUpstream(bufs [][]byte) (int, error) {
+func (w *worker) toUpstream(bufs [][]byte) (int, error) {
 	// More than the kernel takes at once (UIO_MAXIOV), or the budget, is for
 	// the next time.
-	f.iovs = f.iovs[:0]
+	w.iovs = w.iovs[:0]
 	size := 0
 	for _, b := range bufs {
 		if len(b) == 0 {
@@ -388,24 +425,22 @@ func (f *event) toUpstream(bufs [][]byte) (int, error) {
 		}
 		iov := syscall.Iovec{Base: unsafe.SliceData(b)}
 		iov.SetLen(len(b))
-		f.iovs = append(f.iovs, iov)
-		if size += len(b); size >= budget || len(f.iovs) == maxIovs {
+		w.iovs = append(w.iovs, iov)
+		if size += len(b); size >= budget || len(w.iovs) == maxIovs {
 			break
 		}
 	}
+	defer clear(w.iovs)
 	for {
-		n, _, errno := syscall.Syscall(syscall.SYS_WRITEV, uintptr(f.fd), uintptr(unsafe.Pointer(&f.iovs[0])), uintptr(len(f.iovs)))
+		n, _, errno := syscall.Syscall(syscall.SYS_WRITEV, uintptr(w.flow.fd), uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))
 		switch errno {
 		case 0:
-			f.idle()
 			return int(n), nil
 		case syscall.EINTR:
 		case again:
-			f.idle()
 			return 0, again
 		default:
-			f.idle()
-			f.side = errno
+			w.flow.side = errno
 			return 0, errno
 		}
 	}
@@ -414,27 +449,17 @@ func (f *event) toUpstream(bufs [][]byte) (int, error) {
 // maxIovs is the kernel's UIO_MAXIOV.
 const maxIovs = 1024
 
-// idle lets go of what toUpstream refers to; a flow that has a few slices at a
-// time keeps the room for them.
-func (f *event) idle() {
-	const keep = 8
-	clear(f.iovs)
-	if cap(f.iovs) > keep {
-		f.iovs = nil
-	}
-}
-
 // fromUpstream is Fill's read: b is not longer than what is queued.
-func (f *event) fromUpstream(b []byte) (int, error) {
+func (w *worker) fromUpstream(b []byte) (int, error) {
 	for {
-		n, err := syscall.Read(int(f.fd), b)
+		n, err := syscall.Read(int(w.flow.fd), b)
 		switch {
 		case err == syscall.EINTR:
 		case err != nil:
-			f.side = err
+			w.flow.side = err
 			return 0, err
 		case n < len(b): // cannot be: nobody else reads
-			f.side = io.ErrUnexpectedEOF
+			w.flow.side = io.ErrUnexpectedEOF
 			return n, io.ErrUnexpectedEOF
 		default:
 			return n, nil
@@ -453,30 +478,26 @@ func queuedBytes(fd int32) (int, error) {
 }
 
 // fail breaks the flow.
-func (f *event) fail(side End, err error) {
+func (f *Flow) fail(side End, err error) {
 	if f.ended {
 		return
 	}
-	f.end(side, err)
-	f.client.Reset()
-	Reset(f.upstream)
-	f.finish(side, err)
+	f.over(side, err, func() {
+		f.client.Reset()
+		Reset(f.upstream)
+	})
 }
 
-// end takes the flow out of the Loop. The socket is still open: its number is
-// not another's.
-func (f *event) end(End, error) {
-	f.ended = true
-	f.stop()
+// over takes the flow out of the Loop, closes its connections and has done called.
+// The socket is still open when its number is forgotten: it is not another's.
+func (f *Flow) over(end End, err error, closeBoth func()) {
+	f.ended, f.end, f.side = true, end, err
 	f.loop.forget(f)
+	closeBoth()
+	f.loop.ended.push(f)
 }
 
-func (f *event) finish(side End, err error) {
-	defer f.loop.work.Done()
-	f.done(side, err)
-}
-
-func (f *event) opError(op string, err error) error {
+func (f *Flow) opError(op string, err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}

@@ -21,6 +21,12 @@ func (*Loop) Flows() int { return 0 }
 func (*Loop) Run(context.Context) {}
 
 // Relay is not reached.
-func (*Loop) Relay(context.Context, Stream, *net.TCPConn, *Counters, func(End, error)) error {
-	return errors.ErrUnsupported
+func (*Loop) Relay(Stream, *net.TCPConn, *Counters, func(End, error)) (*Flow, error) {
+	return nil, errors.ErrUnsupported
 }
+
+// Flow is a flow of a Loop.
+type Flow struct{}
+
+// Cancel is not reached.
+func (*Flow) Cancel(error) {}

@@ -104,9 +104,11 @@ func onLoop(t testing.TB) relayer {
 		s, client := newMemStream()
 		up, u := pair(t)
 		n, done := new(Counters), make(chan result, 1)
-		if err := l.Relay(ctx, s, u, n, func(end End, err error) { done <- result{end, err} }); err != nil {
+		f, err := l.Relay(s, u, n, func(end End, err error) { done <- result{end, err} })
+		if err != nil {
 			t.Fatal(err)
 		}
+		context.AfterFunc(ctx, func() { f.Cancel(context.Cause(ctx)) })
 		return client, tcpPeer{up}, n, done
 	}
 }
@@ -304,7 +306,7 @@ func TestLoopIsQuietWhenIdle(t *testing.T) {
 }
 
 // TestLoopTakesWhatIsOver: connections that have ended or broken before they are
-// relayed, and a context that has.
+// relayed, and those that are canceled or stop.
 func TestLoopTakesWhatIsOver(t *testing.T) {
 	l, err := NewLoop()
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -317,13 +319,11 @@ func TestLoopTakesWhatIsOver(t *testing.T) {
 	ran := make(chan struct{})
 	go func() { l.Run(ctx); close(ran) }()
 	defer func() { cancel(); <-ran }()
-	over, stop := context.WithCancel(t.Context())
-	stop()
-	for i := range 300 {
+	for i := range 400 {
 		s, client := newMemStream()
 		up, u := pair(t)
-		flow, want := t.Context(), EOF
-		switch i % 3 {
+		want := EOF
+		switch i % 4 {
 		case 0:
 			up.Close()
 			client.CloseWrite()
@@ -331,15 +331,28 @@ func TestLoopTakesWhatIsOver(t *testing.T) {
 			tcpPeer{up}.Break()
 			want = Upstream
 		case 2:
-			flow, want = over, Canceled
+			s.stop()
+			want = Canceled
+		case 3:
+			want = Canceled // below
 		}
 		done := make(chan result, 1)
-		if err := l.Relay(flow, s, u, new(Counters), func(end End, err error) { done <- result{end, err} }); err != nil {
+		f, err := l.Relay(s, u, new(Counters), func(end End, err error) { done <- result{end, err} })
+		if err != nil {
 			t.Fatal(err)
 		}
-		if got := wait(t, done); got.end != want {
+		if i%4 == 3 {
+			f.Cancel(errors.New("first"))
+			f.Cancel(errors.New("second"))
+		}
+		got := wait(t, done)
+		if got.end != want {
 			t.Errorf("flow %d ended as %v, %v, want %v", i, got.end, got.err, want)
 		}
+		if i%4 == 3 && got.err.Error() != "first" {
+			t.Errorf("flow %d was canceled by %v, want the first", i, got.err)
+		}
+		f.Cancel(errors.New("too late"))
 	}
 }
 
@@ -357,7 +370,7 @@ func TestLoopEndsItsFlows(t *testing.T) {
 	s, client := newMemStream()
 	_, u := pair(t)
 	ended := false
-	if err := l.Relay(t.Context(), s, u, new(Counters), func(end End, err error) { ended = end == Canceled }); err != nil {
+	if _, err := l.Relay(s, u, new(Counters), func(end End, err error) { ended = end == Canceled }); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
@@ -370,7 +383,7 @@ func TestLoopEndsItsFlows(t *testing.T) {
 	}
 	_, u = pair(t)
 	s, _ = newMemStream()
-	if err := l.Relay(t.Context(), s, u, new(Counters), nil); err == nil {
+	if _, err := l.Relay(s, u, new(Counters), nil); err == nil {
 		t.Error("a Loop that has ended took a flow")
 	}
 }

@@ -15,10 +15,11 @@ type Stream interface {
 	Reset()
 
 	// Wake has f called whenever it may be worth trying again: readable for
-	// Forward, writable for Fill. f is called with locks held and from any
-	// goroutine: it must neither block nor use the Stream. Wake may be called
-	// once, before anything is read or written.
-	Wake(f func(readable, writable bool))
+	// Forward, writable for Fill; stop says that the Stream has to be ended.
+	// f is called with locks held and from any goroutine: it must neither
+	// block nor use the Stream. Wake may be called once, before anything is
+	// read or written.
+	Wake(f func(readable, writable, stop bool))
 
 	// Forward calls write, at most once, with what the client has sent and
 	// nobody has read yet, and consumes as much as write returns. The slices

@@ -19,7 +19,8 @@ type memStream struct {
 	outEOF   bool
 	broken   error // what the Stream's methods return
 	peerErr  error // what the client's methods return
-	wake     func(readable, writable bool)
+	wake     func(readable, writable, stop bool)
+	stopping bool
 	inFlight bool // in one of the methods that must not meet
 }
 
@@ -48,16 +49,29 @@ func (s *memStream) enter() func() {
 	}
 }
 
-func (s *memStream) Wake(f func(readable, writable bool)) {
+func (s *memStream) Wake(f func(readable, writable, stop bool)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wake = f
+	if s.stopping {
+		f(false, false, true)
+	}
+}
+
+// stop is where the streams come from coming to its end.
+func (s *memStream) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+	if s.wake != nil {
+		s.wake(false, false, true)
+	}
 }
 
 // tell is called with the lock held, as netstack calls its listeners.
 func (s *memStream) tell(readable, writable bool) {
 	if s.wake != nil {
-		s.wake(readable, writable)
+		s.wake(readable, writable, false)
 	}
 	s.changed.Broadcast()
 }
