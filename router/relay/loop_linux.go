@@ -108,40 +108,53 @@ func (l *Loop) Run(ctx context.Context) {
 // ends of flows share. If there is an error, nothing was done with the
 // connections.
 func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, done func(End, error)) (*Flow, error) {
-	raw, err := upstream.SyscallConn()
+	fd, err := detach(upstream)
 	if err != nil {
 		return nil, err
 	}
-	f := &Flow{loop: l, client: client, upstream: upstream, n: n, done: done}
+	f := &Flow{loop: l, client: client, fd: int32(fd), n: n, done: done}
 	f.state.Store(running) // what wakes it has to wait until all of it is there
-	// The socket is nobody else's and is closed by the flow alone: its number
-	// stays good.
-	if err := raw.Control(func(fd uintptr) {
-		f.fd = int32(fd)
-		// Else urgent data (RFC 6093) stays in the way: SIOCINQ says 0 at it,
-		// whatever is behind.
-		_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1)
-	}); err != nil {
-		return nil, err
-	}
 	l.mu.Lock()
 	l.flows[f.fd] = f
 	l.mu.Unlock()
 	l.work.Add(1)
-	cerr := l.conn.Control(func(fd uintptr) {
-		err = syscall.EpollCtl(int(fd), syscall.EPOLL_CTL_ADD, int(f.fd), &syscall.EpollEvent{
+	cerr := l.conn.Control(func(epoll uintptr) {
+		err = syscall.EpollCtl(int(epoll), syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
 			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered, Fd: f.fd,
 		})
 	})
 	if err := errors.Join(cerr, err); err != nil {
 		l.forget(f)
 		l.work.Done()
+		syscall.Close(fd)
 		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
+	// From here on the socket is the flow's alone. What package net keeps for one,
+	// with its place in the runtime's poller, is more than a kilobyte.
+	upstream.Close()
 	client.Wake(f.clientEvents)
 	f.state.Or(up | down)
 	l.ready.push(f)
 	return f, nil
+}
+
+// detach returns another descriptor of the socket.
+func detach(c *net.TCPConn) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(own uintptr) {
+		// Else urgent data (RFC 6093) stays in the way: SIOCINQ says 0 at it,
+		// whatever is behind.
+		_ = syscall.SetsockoptInt(int(own), syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1)
+		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, own, syscall.F_DUPFD_CLOEXEC, 0)
+		if errno != 0 {
+			err = os.NewSyscallError("fcntl", errno)
+		}
+		fd = int(r)
+	})
+	return fd, errors.Join(cerr, err)
 }
 
 // Flows returns how many flows there are.
@@ -177,12 +190,11 @@ const (
 // Flow is a flow of a Loop. All but the atomic state and the counters belongs to
 // the worker that runs it.
 type Flow struct {
-	loop     *Loop
-	client   Stream
-	upstream *net.TCPConn
-	fd       int32
-	n        *Counters
-	done     func(End, error)
+	loop   *Loop
+	client Stream
+	n      *Counters
+	done   func(End, error)
+	fd     int32 // of the upstream's socket, which is nobody else's
 
 	state atomic.Uint32
 	cause atomic.Pointer[error] // of Cancel
@@ -290,7 +302,7 @@ func (w *worker) step(f *Flow, what uint32) (more uint32) {
 	if f.upDone && f.downDone && !f.ended {
 		f.over(EOF, nil, func() {
 			f.client.Close()
-			f.upstream.Close()
+			syscall.Close(int(f.fd))
 		})
 	}
 	return more
@@ -309,7 +321,7 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 		case err == again:
 			return 0
 		case f.side != nil:
-			err := f.opError("write", f.side)
+			err := os.NewSyscallError("write", f.side)
 			// Whoever does not want to hear more may have said why.
 			f.eof = true
 			for !f.downDone && !f.ended && w.stepDown(f) != 0 {
@@ -319,7 +331,7 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 		case err == io.EOF:
 			f.upDone = true
 			// If the upstream has gone already, its own direction says so.
-			_ = f.upstream.CloseWrite()
+			_ = syscall.Shutdown(int(f.fd), syscall.SHUT_WR)
 			return 0
 		default:
 			f.fail(Client, err)
@@ -335,7 +347,7 @@ func (w *worker) stepDown(f *Flow) (more uint32) {
 	for got := 0; got < budget; {
 		queued, err := queuedBytes(f.fd)
 		if err != nil {
-			f.fail(Upstream, f.opError("read", err))
+			f.fail(Upstream, os.NewSyscallError("read", err))
 			return 0
 		}
 		if queued == 0 {
@@ -351,7 +363,7 @@ func (w *worker) stepDown(f *Flow) (more uint32) {
 		case err == again:
 			return 0
 		case f.side != nil:
-			f.fail(Upstream, f.opError("read", f.side))
+			f.fail(Upstream, os.NewSyscallError("read", f.side))
 			return 0
 		default:
 			f.fail(Client, err)
@@ -373,7 +385,7 @@ func (f *Flow) atEnd() {
 	case err == again || err == syscall.EINTR || n > 0:
 		// More is to come, and is told.
 	case err != nil:
-		f.fail(Upstream, f.opError("read", err))
+		f.fail(Upstream, os.NewSyscallError("read", err))
 	default:
 		f.downDone = true
 		_ = f.client.CloseWrite()
@@ -392,7 +404,7 @@ func (w *worker) checkClient(f *Flow) {
 func (f *Flow) checkUpstream() {
 	errno, err := syscall.GetsockoptInt(int(f.fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
 	if err == nil && errno != 0 {
-		f.fail(Upstream, f.opError("read", syscall.Errno(errno)))
+		f.fail(Upstream, os.NewSyscallError("read", syscall.Errno(errno)))
 	}
 }
 
@@ -484,7 +496,8 @@ func (f *Flow) fail(side End, err error) {
 	}
 	f.over(side, err, func() {
 		f.client.Reset()
-		Reset(f.upstream)
+		_ = syscall.SetsockoptLinger(int(f.fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+		syscall.Close(int(f.fd))
 	})
 }
 
@@ -495,11 +508,4 @@ func (f *Flow) over(end End, err error, closeBoth func()) {
 	f.loop.forget(f)
 	closeBoth()
 	f.loop.ended.push(f)
-}
-
-func (f *Flow) opError(op string, err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
-	return &net.OpError{Op: op, Net: "tcp", Source: f.upstream.LocalAddr(), Addr: f.upstream.RemoteAddr(), Err: os.NewSyscallError(op, err)}
 }
