@@ -77,7 +77,7 @@ func (c *Conn) Forward(write func(bufs [][]byte) (int, error)) (int, error) {
 		if rerr != nil || res.Count != n {
 			panic("stack: what was peeked at is not in the receive queue any more")
 		}
-		c.ep.ModerateRecvBuf(n)
+		c.moderate(n)
 	}
 	return n, err
 }

@@ -67,7 +67,9 @@ func (r *TCPRequest) Accept() (*Conn, error) {
 	// CreateEndpoint waits for an event of the queue, then looks at the state
 	// of the handshake, and gives up where it is not complete.
 	giveUp := r.s.net.Load().Clock().AfterFunc(handshakeTimeout, func() { wq.Notify(waiter.WritableEvents) })
+	start := time.Now()
 	ep, err := r.fwd.CreateEndpoint(wq)
+	handshake := time.Since(start)
 	giveUp.Stop()
 	r.fwd.Complete(false)
 	if err != nil {
@@ -87,7 +89,7 @@ func (r *TCPRequest) Accept() (*Conn, error) {
 	}
 	// Data goes out as it comes in: the far end has decided how to cut it.
 	ep.SocketOptions().SetDelayOption(false)
-	return newConn(r.s, ep, wq, r.src, r.dst), nil
+	return newConn(r.s, ep, wq, r.src, r.dst, handshake), nil
 }
 
 // handshakeError says in the words of a server what CreateEndpoint says in those
