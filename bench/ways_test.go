@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +20,12 @@ import (
 	"tunroute/stack/stacktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "__") {
+		os.Exit(run(os.Args[1:])) // the rig has started this program again
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // conn is a connection of either kind of client.
 type conn interface {
