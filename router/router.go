@@ -279,11 +279,14 @@ func (f *tcpFlow) end(e End, err error) {
 	f.r.finish(&f.rec)
 }
 
-// ServeUDP takes a datagram of a client. Packet tempo: see
-// [udpnat.Table.Send]. False: the port is unreachable.
+// ServeUDP takes a datagram of a client, which may wait for FlushUDP. Packet tempo:
+// see [udpnat.Table.Send]. False: the port is unreachable.
 func (r *Router) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {
 	return r.udp.Send(src, dst, payload)
 }
+
+// FlushUDP sends the datagrams that wait. Packet tempo: see [udpnat.Table.Flush].
+func (r *Router) FlushUDP() { r.udp.Flush() }
 
 // decideUDP is udpnat's Decide.
 func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {

@@ -36,9 +36,17 @@
 // then on (behind the client's FIN it is EPIPE to Write, as on Linux), and
 // [Conn.Reset] is one to the client.
 //
-// UDP (udp.go). Datagrams, reassembled, go to the handler without an endpoint;
-// [Stack.WriteUDP] sends from any address to any address. A datagram that the
-// handler does not take is answered by ICMP port unreachable.
+// UDP (udpread.go, udpwrite.go, udp.go). Datagrams go from the device to the
+// handler, past netstack; netstack has the fragments, which it puts together, and
+// whatever is not plain. A handler that sends on several at a time is told when
+// nothing follows at once ([UDPFlusher]): when the device has nothing to read, or
+// something else, or after 64. [Stack.WriteUDP] sends from any address to any
+// address. A datagram that the handler does not take is answered by ICMP port
+// unreachable.
+//
+// Where the device passes rows of datagrams as one ([DatagramDevice]), those that a
+// client sends as one (UDP_SEGMENT, as QUIC does) are read by one call, and those
+// of [Stack.WriteUDPs] are written by one, as far as they are of one length.
 //
 // ICMP (icmp.go). Echo requests go to the handler; all other ICMP is netstack's.
 //

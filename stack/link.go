@@ -20,6 +20,7 @@ import (
 type link struct {
 	dev      Device
 	super    SuperDevice // nil: the plain way
+	rows     bool        // super passes rows of datagrams as one
 	mtu      uint32
 	headroom int
 
@@ -49,6 +50,9 @@ func newLink(dev Device, headroom int) (*link, error) {
 	l := &link{dev: dev, mtu: uint32(mtu), headroom: headroom}
 	if super, ok := dev.(SuperDevice); ok {
 		l.super, l.headroom = super, superHeader
+		if d, ok := super.(DatagramDevice); ok {
+			l.rows = d.SuperDatagrams()
+		}
 	}
 	headroom = l.headroom
 	l.frames.New = func() any { return &frame{buf: make([]byte, 0, headroom+mtu)} }
@@ -56,11 +60,13 @@ func newLink(dev Device, headroom int) (*link, error) {
 }
 
 // readLoop delivers packets until the device fails, and returns its error.
-// before sees each packet first, on packet tempo.
-func (l *link) readLoop(before func(packet []byte)) error {
+// before sees each packet first, on packet tempo, but for the datagrams, which
+// are the burst's.
+func (l *link) readLoop(before func(packet []byte), datagrams *burst) error {
 	if l.super != nil {
-		return l.readSuperLoop(before)
+		return l.readSuperLoop(before, datagrams)
 	}
+	datagrams.told = true
 	batch := max(l.dev.BatchSize(), 1)
 	bufs := make([][]byte, batch)
 	sizes := make([]int, batch)
@@ -72,9 +78,13 @@ func (l *link) readLoop(before func(packet []byte)) error {
 		for i := range n {
 			p := bufs[i][l.headroom:][:sizes[i]]
 			l.packetsIn.Add(1)
+			if datagrams.take(p, false) {
+				continue
+			}
 			before(p)
 			l.deliver(buffer.MakeWithData(p))
 		}
+		datagrams.flush()
 		if err != nil {
 			return err
 		}

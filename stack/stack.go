@@ -52,7 +52,8 @@ type Handler interface {
 
 	// ServeUDP takes a datagram. Packet tempo: it must not block, and
 	// payload is valid until it returns. Where it returns false, the client
-	// gets ICMP port unreachable.
+	// gets ICMP port unreachable. What is to be sent on together with what
+	// follows is a matter of [UDPFlusher].
 	ServeUDP(src, dst netip.AddrPort, payload []byte) bool
 
 	// ServeEcho decides an ICMP echo request. It must not block; it calls
@@ -90,11 +91,12 @@ const nicID tcpip.NICID = 1
 
 // Stack is a netstack on a device. Its methods are safe for concurrent use.
 type Stack struct {
-	opts Options
-	log  *slog.Logger
-	link *link
-	net  atomic.Pointer[gstack.Stack] // nil but during Run
-	fwd  *tcp.Forwarder
+	opts    Options
+	log     *slog.Logger
+	link    *link
+	flusher UDPFlusher                   // the handler; nil if it is none
+	net     atomic.Pointer[gstack.Stack] // nil but during Run
+	fwd     *tcp.Forwarder
 
 	ctx      context.Context // of Run; for requests only
 	halfOpen halfOpen
@@ -126,6 +128,7 @@ func New(o Options) (*Stack, error) {
 		return nil, fmt.Errorf("stack: %w", err)
 	}
 	s := &Stack{opts: o, log: o.Logger, link: l}
+	s.flusher, _ = o.Handler.(UDPFlusher)
 	s.halfOpen.init(o.HalfOpen, o.HalfOpenPerSource)
 	return s, nil
 }
@@ -174,7 +177,7 @@ func (s *Stack) Run(ctx context.Context) error {
 		force.Stop()
 		s.opts.Device.Close()
 	})
-	err = s.link.readLoop(s.beforeDeliver)
+	err = s.link.readLoop(s.beforeDeliver, s.newBurst())
 	cause := ctx.Err()
 	cancel()
 	ended.Wait()

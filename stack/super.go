@@ -38,6 +38,7 @@ const (
 	vnetDataValid     = 2 // the checksum has been verified
 	vnetTCP4          = 1
 	vnetTCP6          = 4
+	vnetUDP           = 5 // of either family: a row of datagrams
 )
 
 // udpChecksumOffset is that of RFC 768; header has TCP's only.
@@ -53,7 +54,11 @@ const maxSuper = 65535
 var viewSizes = [...]int{2 << 10, 16 << 10, 64 << 10}
 
 // readSuperLoop is readLoop for a SuperDevice.
-func (l *link) readSuperLoop(before func(packet []byte)) error {
+func (l *link) readSuperLoop(before func(packet []byte), datagrams *burst) error {
+	if d, ok := l.super.(DatagramDevice); ok {
+		datagrams.told = true
+		d.OnIdle(datagrams.flush)
+	}
 	var head [superHeader]byte
 	var views [len(viewSizes)]*buffer.View
 	bufs := make([][]byte, 1+len(views))
@@ -79,6 +84,9 @@ func (l *link) readSuperLoop(before func(packet []byte)) error {
 		l.packetsIn.Add(1)
 		if n <= superHeader {
 			l.badPackets.Add(1)
+			continue
+		}
+		if datagrams.takeSuper(head[:], bufs[1:], n-superHeader) {
 			continue
 		}
 		var packet buffer.Buffer

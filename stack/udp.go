@@ -6,16 +6,12 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// MaxDatagram is the largest UDP payload over IPv4, in bytes (65,535 less the
-// headers). Over IPv6 it is 20 bytes more; nobody sends those.
-const MaxDatagram = 65507
-
-// handleUDP takes every datagram. Packet tempo.
+// handleUDP takes the datagrams that [burst] has left to netstack: those that it
+// has put together, and what is wrong. Packet tempo.
 func (s *Stack) handleUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	h := header.UDP(pkt.TransportHeader().Slice())
 	data := pkt.Data()
@@ -34,56 +30,9 @@ func (s *Stack) handleUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffe
 		return true
 	}
 	s.datagrams.Add(1)
-	return s.opts.Handler.ServeUDP(src, dst, payload)
-}
-
-// WriteUDP sends payload to the client at to, as if from had sent it. It copies
-// payload before it returns, blocks while the device is full, and fragments what
-// is longer than the MTU. The addresses must be of one family, else it returns
-// EAFNOSUPPORT; a payload over [MaxDatagram] is EMSGSIZE; after Run it returns
-// an error that Is net.ErrClosed.
-func (s *Stack) WriteUDP(payload []byte, from, to netip.AddrPort) error {
-	n := s.net.Load()
-	if n == nil {
-		return errNotRunning
-	}
-	src, dst := from.Addr().Unmap(), to.Addr().Unmap()
-	if src.BitLen() != dst.BitLen() || src.BitLen() == 0 {
-		return syscall.EAFNOSUPPORT
-	}
-	if len(payload) > MaxDatagram {
-		return syscall.EMSGSIZE
-	}
-	length := header.UDPMinimumSize + len(payload)
-	var udp [header.UDPMinimumSize]byte
-	h := header.UDP(udp[:])
-	h.Encode(&header.UDPFields{SrcPort: from.Port(), DstPort: to.Port(), Length: uint16(length)})
-	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, toAddr(src), toAddr(dst), uint16(length))
-	sum = checksum.Checksum(payload, sum)
-	if sum = ^h.CalculateChecksum(sum); sum == 0 {
-		sum = 0xffff // 0 says "no checksum" (RFC 768)
-	}
-	h.SetChecksum(sum)
-
-	ip := header.IPv4MinimumSize
-	if src.Is6() {
-		ip = header.IPv6MinimumSize
-	}
-	if ip+length > int(s.link.mtu) {
-		proto := tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber)
-		if src.Is6() {
-			proto = header.IPv6ProtocolNumber
-		}
-		return writeFragmented(n, proto, header.UDPProtocolNumber, src, dst, udp[:], payload)
-	}
-	f := s.link.frame()
-	if src.Is4() {
-		f.buf = appendIPv4(f.buf, src, dst, header.UDPProtocolNumber, length)
-	} else {
-		f.buf = appendIPv6(f.buf, src, dst, header.UDPProtocolNumber, length)
-	}
-	f.buf = append(append(f.buf, udp[:]...), payload...)
-	return s.link.send(f)
+	taken := s.opts.Handler.ServeUDP(src, dst, payload)
+	s.flushUDP()
+	return taken
 }
 
 // RefuseUDP tells the client at src that its datagram to dst, which ServeUDP had

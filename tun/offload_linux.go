@@ -18,18 +18,12 @@ type superDevice struct {
 	conn   syscall.RawConn
 	read   vectored // ReadSuper's own
 	writes sync.Pool
+
+	datagrams bool   // the kernel passes rows of datagrams as one
+	idle      func() // of OnIdle; may be nil
 }
 
 var _ OffloadDevice = (*superDevice)(nil)
-
-// vectored is a readv or writev in progress. It is kept so that the poller's
-// callback, which refers to it, is allocated once.
-type vectored struct {
-	bufs [][]byte
-	n    int
-	err  error
-	try  func(fd uintptr) (done bool)
-}
 
 // newSuper returns the device with super-segments, where fd has virtio-net
 // headers.
@@ -44,34 +38,32 @@ func newSuper(d *device, fd int) (Device, error) {
 	if ifr.Uint16()&unix.IFF_VNET_HDR == 0 {
 		return d, nil
 	}
-	// TCP only. The kernel would also hand over several datagrams as one
-	// (TUN_F_USO4, Linux 6.2), but a super-segment of TCP is one segment to a
-	// stack, and of UDP it is not one datagram.
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+	datagrams, err := setOffload(fd)
+	if err != nil {
 		return nil, fmt.Errorf("offload of %s: %w", d.name, err)
 	}
 	conn, err := d.wg.(*wgtun.NativeTun).File().SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &superDevice{device: d, conn: conn}
+	s := &superDevice{device: d, conn: conn, datagrams: datagrams}
 	s.read.try = func(fd uintptr) bool {
-		s.read.n, s.read.err = unix.Readv(int(fd), s.read.bufs)
+		s.read.call(unix.SYS_READV, fd)
+		if s.read.err == unix.EAGAIN && s.idle != nil {
+			s.idle()
+		}
 		return s.read.settled()
 	}
 	s.writes.New = func() any {
 		w := new(vectored)
 		w.try = func(fd uintptr) bool {
-			w.n, w.err = unix.Writev(int(fd), w.bufs)
+			w.call(unix.SYS_WRITEV, fd)
 			return w.settled()
 		}
 		return w
 	}
 	return s, nil
 }
-
-// settled says whether the call need not be tried again when the file is ready.
-func (v *vectored) settled() bool { return v.err != unix.EAGAIN && v.err != unix.EINTR }
 
 // ReadSuper implements [OffloadDevice].
 func (s *superDevice) ReadSuper(bufs [][]byte) (int, error) {

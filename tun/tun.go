@@ -74,6 +74,17 @@ type OffloadDevice interface {
 	// first. It blocks while the other side has no room, does not keep bufs,
 	// and is safe for concurrent use. Errors are as Write's.
 	WriteSuper(bufs [][]byte) error
+
+	// SuperDatagrams says that rows of UDP datagrams are passed as one both
+	// ways (VIRTIO_NET_HDR_GSO_UDP_L4): of one length, the last may be
+	// shorter. Where it is false none are read, and none may be written.
+	SuperDatagrams() bool
+
+	// OnIdle has f called by each ReadSuper that finds nothing to read,
+	// before it blocks: whoever saves work up for several packets does it
+	// then. f must not use the device's ReadSuper. It is set before the
+	// first ReadSuper.
+	OnIdle(f func())
 }
 
 // Headroom is the room before each packet that a Device may use for itself. The

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,25 @@ func up(t *testing.T, name string) {
 		nstest.IP(t, "addr add fd09::1/64 nodad dev "+name)
 	}
 	nstest.IP(t, "link set "+name+" up")
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		waitLocal(t, name, "fd09::1")
+	}
+}
+
+// waitLocal waits until the kernel takes packets to a new IPv6 address: its route
+// comes later, from a work queue (net/ipv6/addrconf.c, addrconf_dad_work).
+func waitLocal(t *testing.T, name, addr string) {
+	t.Helper()
+	for end := time.Now().Add(deadline); time.Now().Before(end); {
+		out, err := exec.Command("ip", "-6", "route", "show", "table", "local", "dev", name).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if strings.Contains(string(out), "local "+addr+" ") {
+			return
+		}
+	}
+	t.Fatalf("no local route to %s on %s", addr, name)
 }
 
 // echo answers every UDP packet that comes out of d until d is closed, and

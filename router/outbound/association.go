@@ -83,7 +83,9 @@ func (s *Socks) associate(ctx context.Context, relay PacketConn) (*association, 
 		control.Close()
 		return nil, s.hopError(opRequest, fmt.Errorf("relay %s: %w", bound, err))
 	}
-	a := &association{s: s, control: control, relay: relay, to: to, done: make(chan struct{})}
+	a := &association{s: s, control: control, relay: relay, batches: Batches(relay), to: to, done: make(chan struct{})}
+	a.queuer, _ = relay.(headQueuer)
+	a.unpack = a.unpackBatch
 	if to.Addr.IsValid() {
 		a.from = to.AddrPort()
 	}
@@ -121,12 +123,28 @@ type association struct {
 	s       *Socks
 	control Conn
 	relay   PacketConn
+	queuer  headQueuer // relay, if it is one
+	batches BatchReader
 	to      flow.Target    // where the server takes datagrams
 	from    netip.AddrPort // where they come from; the reader's, which learns it if to is a name
 
 	closed, lost atomic.Bool   // by us, by the server
 	done         chan struct{} // closed when watch has returned
+
+	unpack, take func(payloads [][]byte, from []netip.AddrPort) // the reader's: unpackBatch, and who gets what it unpacks
 }
+
+// headQueuer is a [Queuer] that puts a datagram together from two parts.
+type headQueuer interface {
+	Queuer
+	queue(head, payload []byte, t flow.Target) error
+}
+
+var (
+	_ headQueuer  = (*directUDP)(nil)
+	_ headQueuer  = (*association)(nil)
+	_ BatchReader = (*association)(nil)
+)
 
 // watch ends the association when its control connection ends (RFC 1928 §7).
 func (a *association) watch() {
@@ -188,18 +206,9 @@ func (a *association) Prepare(ctx context.Context, t flow.Target) (flow.Target, 
 // WriteTo runs at packet tempo. A payload that does not fit into a datagram with
 // the header before it is an EMSGSIZE.
 func (a *association) WriteTo(payload []byte, t flow.Target) error {
-	addr := socks.Addr{IP: t.Addr, Port: t.Port}
-	switch {
-	case a.s.opts.RemoteNames && t.Name != "":
-		addr.Name = t.Name
-	case !t.Addr.IsValid():
-		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
-	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr.Unmap()):
-		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
-	}
 	buf := a.s.buffers.Get().(*[]byte)
 	defer a.s.buffers.Put(buf)
-	b, err := socks.AppendUDPHeader((*buf)[:0], addr)
+	b, err := a.appendHeader((*buf)[:0], t)
 	if err != nil {
 		return err
 	}
@@ -210,6 +219,52 @@ func (a *association) WriteTo(payload []byte, t flow.Target) error {
 		return a.ended(err)
 	}
 	return nil
+}
+
+// appendHeader appends what the server wants before a datagram to t.
+func (a *association) appendHeader(b []byte, t flow.Target) ([]byte, error) {
+	addr := socks.Addr{IP: t.Addr, Port: t.Port}
+	switch {
+	case a.s.opts.RemoteNames && t.Name != "":
+		addr.Name = t.Name
+	case !t.Addr.IsValid():
+		return nil, fmt.Errorf("%s: %w", t.Name, errUnprepared)
+	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr.Unmap()):
+		return nil, fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+	}
+	return socks.AppendUDPHeader(b, addr)
+}
+
+// Queue implements [Queuer]. Packet tempo.
+func (a *association) Queue(payload []byte, t flow.Target) error { return a.queue(nil, payload, t) }
+
+func (a *association) queue(head, payload []byte, t flow.Target) error {
+	buf := a.s.buffers.Get().(*[]byte)
+	defer a.s.buffers.Put(buf)
+	b, err := a.appendHeader((*buf)[:0], t)
+	if err != nil {
+		return err
+	}
+	if len(b)+len(head)+len(payload) > maxDatagram {
+		return syscall.EMSGSIZE
+	}
+	b = append(b, head...)
+	if a.queuer != nil {
+		err = a.queuer.queue(b, payload, a.to)
+	} else {
+		err = a.relay.WriteTo(append(b, payload...), a.to)
+	}
+	if err != nil {
+		return a.ended(err)
+	}
+	return nil
+}
+
+// Flush implements [Queuer].
+func (a *association) Flush() {
+	if a.queuer != nil {
+		a.queuer.Flush()
+	}
 }
 
 // ReadFrom runs at packet tempo. It reads straight into b if that holds any
@@ -226,20 +281,52 @@ func (a *association) ReadFrom(b []byte) (int, netip.AddrPort, error) {
 		if err != nil {
 			return 0, netip.AddrPort{}, a.ended(err)
 		}
-		if !a.isRelay(from) {
-			a.s.stats.strangers.Add(1)
-			continue
-		}
-		h, payload, err := socks.ParseUDP(buf[:n])
-		switch {
-		case err != nil:
-			a.s.stats.malformed.Add(1)
-		case h.Frag != 0: // RFC 1928 §7: without reassembly it must be dropped
-			a.s.stats.fragments.Add(1)
-		default:
-			return copy(b, payload), sender(h), nil
+		if payload, from, ok := a.parse(buf[:n], from); ok {
+			return copy(b, payload), from, nil
 		}
 	}
+}
+
+// ReadBatch implements [BatchReader]. Packet tempo.
+func (a *association) ReadBatch(take func(payloads [][]byte, from []netip.AddrPort)) error {
+	a.take = take
+	if err := a.batches.ReadBatch(a.unpack); err != nil {
+		return a.ended(err)
+	}
+	return nil
+}
+
+// unpackBatch passes on what is within datagrams of the relay. It uses the slices
+// of the batch, which are as long.
+func (a *association) unpackBatch(datagrams [][]byte, from []netip.AddrPort) {
+	n := 0
+	for i, d := range datagrams {
+		if payload, sender, ok := a.parse(d, from[i]); ok {
+			datagrams[n], from[n] = payload, sender
+			n++
+		}
+	}
+	if n > 0 {
+		a.take(datagrams[:n], from[:n])
+	}
+}
+
+// parse returns what is within a datagram, unless it is to be dropped.
+func (a *association) parse(datagram []byte, from netip.AddrPort) (payload []byte, _ netip.AddrPort, ok bool) {
+	if !a.isRelay(from) {
+		a.s.stats.strangers.Add(1)
+		return nil, netip.AddrPort{}, false
+	}
+	h, payload, err := socks.ParseUDP(datagram)
+	switch {
+	case err != nil:
+		a.s.stats.malformed.Add(1)
+		return nil, netip.AddrPort{}, false
+	case h.Frag != 0: // RFC 1928 §7: without reassembly it must be dropped
+		a.s.stats.fragments.Add(1)
+		return nil, netip.AddrPort{}, false
+	}
+	return payload, sender(h), true
 }
 
 // isRelay says whether a datagram comes from the server's relay. If we know the

@@ -56,10 +56,21 @@ func TestAssociationTakesOnlyWhatTheRelaySays(t *testing.T) {
 			conn.WriteToUDPAddrPort(datagram, client)
 		}
 	})
-	s := scripted(t, v5, say(wait, one(takesNone), one(grantedAt(relay))))
+	for _, batches := range []bool{false, true} {
+		s := scripted(t, v5, say(wait, one(takesNone), one(grantedAt(relay))))
+		takesOnly(t, s, batches)
+	}
+}
+
+func takesOnly(t *testing.T, s *outbound.Socks, inBatches bool) {
+	t.Helper()
 	c := open(t, s)
 	if err := c.WriteTo([]byte("go"), where); err != nil {
 		t.Fatal(err)
+	}
+	read := c.ReadFrom
+	if inBatches {
+		read = outboundtest.ReadBatches(c)
 	}
 	for i, want := range []struct{ from, payload string }{
 		{"192.0.2.80:53", "good"},
@@ -69,7 +80,7 @@ func TestAssociationTakesOnlyWhatTheRelaySays(t *testing.T) {
 	} {
 		// A buffer that holds any datagram is read into, another is not.
 		b := make([]byte, []int{1 << 16, 100}[i%2])
-		n, from, err := c.ReadFrom(b)
+		n, from, err := read(b)
 		if err != nil || string(b[:n]) != want.payload || from.String() != want.from {
 			t.Errorf("got %q from %v, %v, want %q from %s", b[:n], from, err, want.payload, want.from)
 		}
@@ -415,6 +426,25 @@ func TestUDPAllocatesNothing(t *testing.T) {
 			}); got != 0 {
 				t.Errorf("%v allocations for a datagram there and back, want 0", got)
 			}
+			const row = 20
+			queue, batches := outbound.Queue(tt.conn), outbound.Batches(tt.conn)
+			came := 0
+			take := func(payloads [][]byte, _ []netip.AddrPort) { came += len(payloads) }
+			if got := testing.AllocsPerRun(200, func() {
+				for range row {
+					if err := queue.Queue(payload, tt.target); err != nil {
+						t.Fatal(err)
+					}
+				}
+				queue.Flush()
+				for came = 0; came < row; {
+					if err := batches.ReadBatch(take); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}); got != 0 {
+				t.Errorf("%v allocations for a row of datagrams there and back, want 0", got)
+			}
 		})
 	}
 }
@@ -435,6 +465,38 @@ func BenchmarkAssociation(b *testing.B) {
 		}
 		if _, _, err := c.ReadFrom(buf); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkAssociationRow is datagrams to a relay on this machine and back, 32 at a
+// time; an operation is one of them.
+func BenchmarkAssociationRow(b *testing.B) {
+	const row = 32
+	relay := outboundtest.ServeUDP(b, loopback, echoDatagram)
+	server := outboundtest.Serve(b, loopback, say(wait, one(takesNone), one(grantedAt(relay))))
+	o := v5
+	o.Server, o.Via = flow.AddrTarget(server), newDirect(b, nil)
+	c := open(b, newSocks(b, o))
+	queue, batches := outbound.Queue(c), outbound.Batches(c)
+	payload := make([]byte, 1200)
+	came := 0
+	take := func(payloads [][]byte, _ []netip.AddrPort) { came += len(payloads) }
+	b.SetBytes(int64(len(payload)))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for left := b.N; left > 0; left -= row {
+		n := min(left, row)
+		for range n {
+			if err := queue.Queue(payload, where); err != nil {
+				b.Fatal(err)
+			}
+		}
+		queue.Flush()
+		for came = 0; came < n; {
+			if err := batches.ReadBatch(take); err != nil {
+				b.Fatal(err)
+			}
 		}
 	}
 }

@@ -38,5 +38,12 @@
 // conversation goes through the association with the hop before, so that a
 // datagram carries one header for each hop and every hop has to have UDP. A
 // conversation that waits owns one goroutine for each hop, which watches its
-// connection, and no buffer but the reader's.
+// connection, and on Linux no buffer ([BatchReader]).
+//
+// On Linux datagrams go out and come in many at a time: those that were queued
+// ([Queuer]) by one sendmmsg, and those of them that go to one address, as all of
+// an association do, as one that the kernel cuts (UDP_SEGMENT); those that are
+// there by one recvmmsg, joined as far as the kernel has joined them (UDP_GRO).
+// At 65,000 datagrams of 64 bytes a second through a SOCKS server it costs 5 µs
+// each, one by one 17.
 package outbound

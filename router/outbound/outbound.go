@@ -75,6 +75,70 @@ type PacketConn interface {
 	Close() error
 }
 
+// Queuer is what a [PacketConn] also is where datagrams that are sent in a row
+// cost less than one by one.
+type Queuer interface {
+	// Queue is WriteTo, but that the datagram may wait for Flush. What goes
+	// wrong only when it is sent, is not told: it is lost.
+	Queue(payload []byte, t flow.Target) error
+
+	// Flush sends what waits. It does not block: what there is no room for
+	// is lost.
+	Flush()
+}
+
+// BatchReader is what a [PacketConn] also is that reads many datagrams at once and
+// has no buffer while it waits for them. ReadFrom may not be used beside it.
+type BatchReader interface {
+	// ReadBatch blocks until there are datagrams or until Close, calls take
+	// once, or not at all if none of them counts, and returns. Element i of
+	// from sent payloads[i]; both are valid until take returns. Errors and
+	// senders are as ReadFrom's.
+	ReadBatch(take func(payloads [][]byte, from []netip.AddrPort)) error
+}
+
+// Queue returns c if it is a [Queuer], else one whose Queue is c's WriteTo.
+func Queue(c PacketConn) Queuer {
+	if q, ok := c.(Queuer); ok {
+		return q
+	}
+	return unqueued{c}
+}
+
+type unqueued struct{ conn PacketConn }
+
+func (u unqueued) Queue(payload []byte, t flow.Target) error { return u.conn.WriteTo(payload, t) }
+func (u unqueued) Flush()                                    {}
+
+// Batches returns c if it is a [BatchReader], else one that reads datagrams one by
+// one, with a buffer that it has as long as it lives.
+func Batches(c PacketConn) BatchReader {
+	if b, ok := c.(BatchReader); ok {
+		return b
+	}
+	return &oneByOne{read: c.ReadFrom}
+}
+
+type oneByOne struct {
+	read    func([]byte) (int, netip.AddrPort, error)
+	buf     []byte
+	payload [1][]byte
+	from    [1]netip.AddrPort
+}
+
+func (o *oneByOne) ReadBatch(take func(payloads [][]byte, from []netip.AddrPort)) error {
+	if o.buf == nil {
+		o.buf = make([]byte, maxDatagram)
+	}
+	n, from, err := o.read(o.buf)
+	if err != nil {
+		return err
+	}
+	o.payload[0], o.from[0] = o.buf[:n], from
+	take(o.payload[:], o.from[:])
+	return nil
+}
+
 // Echoer is what a [Dialer] also implements if it can ask hosts for an ICMP echo.
 type Echoer interface {
 	// Echo sends data to dst in an ICMP echo request and blocks until the

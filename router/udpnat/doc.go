@@ -19,6 +19,14 @@
 // opened, whatever waits is refused, and so is what follows within cooldown; an
 // outbound that says that it carries no UDP is believed for a minute.
 //
+// What is sent on an open path waits for [Table.Flush], at most as long as the
+// packets that were read in one go take; the replies that come in one go are
+// written in rows ([RowWriter]).
+//
+// A datagram notes the time in its path and session and sets no timer. A wheel
+// (wheel.go) holds each of them where it expires at the earliest, and puts it off
+// when it has been used meanwhile: once in [Options.Idle], not once a datagram.
+//
 // # Which address a reply comes from
 //
 // A client that sent to a fake address expects the reply from it. Where the

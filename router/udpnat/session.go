@@ -13,10 +13,6 @@ import (
 	"tunroute/router/outbound"
 )
 
-// readBuffer holds the largest UDP payload and what an outbound reads in front of
-// it: a SOCKS header.
-const readBuffer = 64 << 10
-
 // A path's queue holds what a client sends until it hears of the first answer:
 // a QUIC client's first flight is about ten datagrams of 1,200 bytes.
 const (
@@ -30,7 +26,11 @@ type session struct {
 	key    sessionKey
 	dialer outbound.PacketDialer
 	used   atomic.Int64 // unix nanoseconds of the last datagram either way
-	chosen bool         // to make room; guarded by table.mu
+	due    due          // guarded by table.mu, as is
+	chosen bool         // to make room
+
+	dirty  atomic.Bool     // in table.dirty: something waits in
+	queuer outbound.Queuer // conn's; set before opened is closed
 
 	opened chan struct{} // closed when conn or err is there
 	ctx    context.Context
@@ -59,12 +59,12 @@ func newSession(t *Table, key sessionKey, d outbound.PacketDialer, now time.Time
 	}
 	s.ctx, s.cancel = context.WithCancel(t.ctx)
 	s.used.Store(now.UnixNano())
+	s.due.session = s
 	return s
 }
 
-// run opens the conversation and brings its replies back until it ends.
+// run opens the conversation and has its replies brought back.
 func (s *session) run() {
-	defer s.cancel()
 	conn, err := s.dialer.OpenUDP(s.ctx)
 	s.mu.Lock()
 	if err == nil && s.closed {
@@ -74,6 +74,8 @@ func (s *session) run() {
 	s.conn, s.err = conn, err
 	if err != nil {
 		s.conn, s.failed = nil, time.Now()
+	} else {
+		s.queuer = outbound.Queue(conn)
 	}
 	s.mu.Unlock()
 	close(s.opened)
@@ -81,35 +83,65 @@ func (s *session) run() {
 		s.table.markNoUDP(s.key.outbound, time.Now())
 	}
 	if err != nil {
+		s.cancel()
+		s.table.schedule(&s.due, time.Now().Add(cooldown))
 		return // the table keeps s until it has cooled down
 	}
-	b := make([]byte, readBuffer)
-	for {
-		n, from, err := conn.ReadFrom(b)
-		if err != nil {
-			s.mu.Lock()
-			if !s.closed {
-				s.err = err
-			}
-			s.mu.Unlock()
-			s.table.end(s, err)
-			return
+	s.table.work.Go(func() { s.read(conn) }) // on a stack that no handshake has grown
+}
+
+// read brings replies back until the conversation ends.
+func (s *session) read(conn outbound.PacketConn) {
+	batches, take := outbound.Batches(conn), s.take
+	var err error
+	for err == nil {
+		err = batches.ReadBatch(take)
+	}
+	s.mu.Lock()
+	if !s.closed {
+		s.err = err
+	}
+	s.mu.Unlock()
+	s.table.end(s, err)
+}
+
+// take brings replies to the client. Packet tempo.
+func (s *session) take(payloads [][]byte, from []netip.AddrPort) {
+	now := time.Now().UnixNano()
+	s.used.Store(now)
+	for i := 0; i < len(payloads); {
+		n := 1
+		for i+n < len(payloads) && from[i+n] == from[i] {
+			n++
 		}
-		now := time.Now()
-		s.used.Store(now.UnixNano())
-		seen := from
-		if p := s.answers(from); p != nil {
-			seen = p.dst
-			p.used.Store(now.UnixNano())
-			p.answered.Store(now.UnixNano())
-			p.down.Add(int64(n))
-			p.received.Add(1)
-		} else if from.Addr().IsUnspecified() {
-			continue // a SOCKS server gave a name that nobody asked for
+		s.takeFrom(from[i], payloads[i:i+n], now)
+		i += n
+	}
+}
+
+// takeFrom brings replies of one sender to the client.
+func (s *session) takeFrom(from netip.AddrPort, payloads [][]byte, now int64) {
+	seen := from
+	if p := s.answers(from); p != nil {
+		seen = p.dst
+		p.used.Store(now)
+		p.answered.Store(now)
+		bytes := 0
+		for _, b := range payloads {
+			bytes += len(b)
 		}
-		// The client's family decides; a reply of the other one has no
-		// way to it.
-		_ = s.table.opts.Writer.WriteUDP(b[:n], seen, s.key.src)
+		p.down.Add(int64(bytes))
+		p.received.Add(int64(len(payloads)))
+	} else if from.Addr().IsUnspecified() {
+		return // a SOCKS server gave a name that nobody asked for
+	}
+	// The client's family decides; a reply of the other one has no way to it.
+	if len(payloads) > 1 && s.table.rows != nil {
+		_ = s.table.rows.WriteUDPs(payloads, seen, s.key.src)
+		return
+	}
+	for _, b := range payloads {
+		_ = s.table.opts.Writer.WriteUDP(b, seen, s.key.src)
 	}
 }
 
@@ -202,11 +234,14 @@ func (s *session) cause() error {
 	return s.err
 }
 
-// cooled says that opening failed and that it may be tried again.
-func (s *session) cooled(now time.Time) bool {
+// expires says when the session ends unless it is used again.
+func (s *session) expires(idle time.Duration) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return !s.failed.IsZero() && now.Sub(s.failed) >= cooldown
+	if !s.failed.IsZero() {
+		return s.failed.Add(cooldown).UnixNano()
+	}
+	return s.used.Load() + int64(idle)
 }
 
 // path is a session's conversation with one destination.
@@ -215,6 +250,7 @@ type path struct {
 	src, dst netip.AddrPort // as the client has them
 	decision Decision
 	start    time.Time
+	due      due // guarded by table.mu
 
 	used, first, last, answered atomic.Int64 // unix nanoseconds: either way; first and last sent; last answer
 	up, down, sent, received    atomic.Int64
@@ -234,17 +270,18 @@ type path struct {
 
 // way is what a path needs to send.
 type way struct {
-	conn   outbound.PacketConn
+	queuer outbound.Queuer
 	target flow.Target
 }
 
 func newPath(s *session, src, dst netip.AddrPort, d Decision, now time.Time) *path {
 	p := &path{session: s, src: src, dst: dst, decision: d, start: now}
 	p.used.Store(now.UnixNano())
+	p.due.path = p
 	return p
 }
 
-// send takes a datagram; false: refused.
+// send takes a datagram, which waits for the table's Flush; false: refused.
 func (p *path) send(payload []byte) bool {
 	now := time.Now().UnixNano()
 	if w := p.ready.Load(); w != nil {
@@ -274,8 +311,8 @@ func (p *path) touch(now int64) {
 	p.session.used.Store(now)
 }
 
-// write sends. An error is a lost datagram: what ends the conversation is
-// ReadFrom's to say.
+// write queues a datagram. An error is a lost one: what ends the conversation is
+// the reader's to say.
 func (p *path) write(w *way, payload []byte, now int64) {
 	if s := p.sender.Load(); s != nil && s.owner.Load() != p {
 		s.owner.Store(p)
@@ -284,9 +321,10 @@ func (p *path) write(w *way, payload []byte, now int64) {
 	if p.sent.Add(1) == 1 {
 		p.first.Store(now)
 	}
-	if w.conn.WriteTo(payload, w.target) == nil {
+	if w.queuer.Queue(payload, w.target) == nil {
 		p.up.Add(int64(len(payload)))
 	}
+	p.session.table.markDirty(p.session)
 }
 
 // open says that p has sent since its last answer.
@@ -295,9 +333,10 @@ func (p *path) open() bool { return p.last.Load() > p.answered.Load() }
 // prepare opens the path's way, then sends what waits.
 func (p *path) prepare() {
 	s := p.session
+	defer s.table.Flush()
 	<-s.opened // OpenUDP ends with the session
 	s.mu.RLock()
-	conn, err := s.conn, s.err
+	conn, queuer, err := s.conn, s.queuer, s.err
 	s.mu.RUnlock()
 	var target flow.Target
 	if err == nil && conn == nil {
@@ -310,7 +349,7 @@ func (p *path) prepare() {
 		p.refuse(err)
 		return
 	}
-	w := &way{conn: conn, target: target}
+	w := &way{queuer: queuer, target: target}
 	if target.Name != "" && target.Addr.IsValid() {
 		s.mu.Lock()
 		s.learnLocked(p, target.AddrPort())
@@ -340,16 +379,20 @@ func (p *path) refuse(err error) {
 	queue := p.queue
 	p.queue, p.err, p.failed, p.since = nil, err, e, time.Now()
 	p.mu.Unlock()
+	p.session.table.schedule(&p.due, time.Now().Add(cooldown))
 	for _, b := range queue {
 		p.session.table.opts.Writer.RefuseUDP(p.src, p.dst, len(b), e)
 	}
 }
 
-// cooled says that there was no way, and that it may be tried again.
-func (p *path) cooled(now time.Time) bool {
+// expires says when the path ends unless it is used again.
+func (p *path) expires(idle time.Duration) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.err != nil && now.Sub(p.since) >= cooldown
+	if p.err != nil {
+		return p.since.Add(cooldown).UnixNano()
+	}
+	return p.used.Load() + int64(idle)
 }
 
 func (p *path) cause() error {

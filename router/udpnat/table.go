@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,8 +16,9 @@ import (
 // Defaults of [Options].
 const (
 	DefaultIdle = 2 * time.Minute // RFC 4787 REQ-5: at least two minutes
-	// A session costs a socket and a read buffer; 4,096 of them stay
-	// below the usual limit of files and 300 MB.
+	// A session costs a socket and a goroutine, through SOCKS two of each:
+	// 9 or 16 KB. 4,096 of them stay below 70 MB and a limit of 10,000
+	// files.
 	DefaultMaxSessions = 4096
 	DefaultMaxPaths    = 1024
 )
@@ -29,6 +31,13 @@ type Writer interface {
 	// RefuseUDP tells the client at src that a datagram of length bytes to
 	// dst went nowhere.
 	RefuseUDP(src, dst netip.AddrPort, length int, e syscall.Errno)
+}
+
+// RowWriter is what a [Writer] also is that sends several datagrams at less cost
+// than one by one.
+type RowWriter interface {
+	// WriteUDPs is WriteUDP of each of payloads, in order.
+	WriteUDPs(payloads [][]byte, from, to netip.AddrPort) error
 }
 
 // Decision is where a path goes.
@@ -77,15 +86,24 @@ const noUDPFor = time.Minute
 // Table is the table of sessions. Its methods are safe for concurrent use.
 type Table struct {
 	opts Options
+	rows RowWriter       // opts.Writer, if it is one
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
 	work sync.WaitGroup
+
+	last atomic.Pointer[path] // that Send found last, while it is in paths; set under mu
+
+	waiting struct {
+		mu           sync.Mutex // guards what follows
+		dirty, spare []*session // those with datagrams that wait for Flush; its slice the next time
+	}
 
 	mu       sync.RWMutex // guards what follows; never held across I/O
 	paths    map[pathKey]*path
 	sessions map[sessionKey]*session
 	refused  map[pathKey]refusal
 	noUDP    map[string]time.Time // outbounds that have said that they carry no UDP, and until when that is believed
+	wheel    *wheel               // of sessions and paths
 	closed   bool
 	evicted  uint64
 }
@@ -122,14 +140,21 @@ func New(o Options) *Table {
 		o.Done = func(Record) {}
 	}
 	t := &Table{opts: o, paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[string]time.Time), refused: make(map[pathKey]refusal)}
+	t.rows, _ = o.Writer.(RowWriter)
+	t.wheel = newWheel(t.tick(), max(o.Idle, cooldown), time.Now())
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	return t
+}
+
+// tick is how late an entry may expire.
+func (t *Table) tick() time.Duration {
+	return min(max(t.opts.Idle/8, 10*time.Millisecond), cooldown/2)
 }
 
 // Run expires idle entries until ctx ends, then ends all sessions and returns
 // when their goroutines have.
 func (t *Table) Run(ctx context.Context) {
-	tick := time.NewTicker(min(max(t.opts.Idle/8, 10*time.Millisecond), cooldown/2))
+	tick := time.NewTicker(t.tick())
 	defer tick.Stop()
 	for {
 		select {
@@ -153,24 +178,63 @@ func (t *Table) Run(ctx context.Context) {
 	}
 }
 
-// Send takes a datagram of a client. It does not block and does not keep
-// payload; for a path that is open it does not allocate either. False says that
-// the client should be told at once that the port is unreachable.
+// Send takes a datagram of a client, which may wait for Flush. It does not block
+// and does not keep payload; for a path that is open it does not allocate either.
+// False says that the client should be told at once that the port is unreachable.
 func (t *Table) Send(src, dst netip.AddrPort, payload []byte) bool {
-	t.mu.RLock()
-	p := t.paths[pathKey{src, dst}]
-	no, refused := t.refused[pathKey{src, dst}]
-	t.mu.RUnlock()
-	if p == nil {
-		if refused && time.Now().Before(no.until) {
-			return no.silent
+	p := t.last.Load()
+	if p == nil || p.src != src || p.dst != dst {
+		key := pathKey{src, dst}
+		var no refusal
+		var refused bool
+		t.mu.RLock()
+		if p = t.paths[key]; p != nil {
+			t.last.Store(p)
+		} else {
+			no, refused = t.refused[key]
 		}
-		var ok bool
-		if p, ok = t.open(src, dst); p == nil {
-			return ok
+		t.mu.RUnlock()
+		if p == nil {
+			if refused && time.Now().Before(no.until) {
+				return no.silent
+			}
+			var ok bool
+			if p, ok = t.open(src, dst); p == nil {
+				return ok
+			}
 		}
 	}
 	return p.send(payload)
+}
+
+// Flush sends what waits for it: datagrams that Send took in a row go out together.
+// It does not block.
+func (t *Table) Flush() {
+	w := &t.waiting
+	w.mu.Lock()
+	dirty := w.dirty
+	w.dirty, w.spare = w.spare, nil
+	w.mu.Unlock()
+	for _, s := range dirty {
+		s.dirty.Store(false) // first: what is queued from now on may come too late for this flush
+		s.queuer.Flush()
+	}
+	clear(dirty)
+	w.mu.Lock()
+	if w.spare == nil {
+		w.spare = dirty[:0]
+	}
+	w.mu.Unlock()
+}
+
+// markDirty has the next Flush look at s. Packet tempo.
+func (t *Table) markDirty(s *session) {
+	if s.dirty.Load() || s.dirty.Swap(true) {
+		return
+	}
+	t.waiting.mu.Lock()
+	t.waiting.dirty = append(t.waiting.dirty, s)
+	t.waiting.mu.Unlock()
 }
 
 // open makes the path of a first datagram. Without a path, ok says whether the
@@ -204,6 +268,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 		}
 		s = newSession(t, key, d.Dialer, now)
 		t.sessions[key] = s
+		t.wheel.add(&s.due, now.Add(t.opts.Idle).UnixNano())
 		t.work.Go(s.run)
 	}
 	p := newPath(s, src, dst, d, now)
@@ -213,6 +278,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 		return nil, true
 	}
 	t.paths[pathKey{src, dst}] = p
+	t.wheel.add(&p.due, now.Add(t.opts.Idle).UnixNano())
 	t.work.Go(p.prepare)
 	if victim != nil {
 		t.work.Go(func() { t.end(victim, errEvicted) })
@@ -256,24 +322,25 @@ func (t *Table) victimLocked() *session {
 	return oldest
 }
 
-// expire ends what has been idle.
+// expire ends what has been idle, or has failed and cooled down.
 func (t *Table) expire(now time.Time) {
-	limit := now.Add(-t.opts.Idle).UnixNano()
 	var sessions []*session
 	var paths []*path
-	t.mu.RLock()
-	for _, s := range t.sessions {
-		if s.used.Load() < limit || s.cooled(now) {
-			sessions = append(sessions, s)
-		}
-	}
-	for _, p := range t.paths {
-		if p.used.Load() < limit && p.session.used.Load() >= limit || p.cooled(now) {
-			paths = append(paths, p)
-		}
-	}
-	t.mu.RUnlock()
 	t.mu.Lock()
+	t.wheel.advance(now.UnixNano(), func(d *due) (again int64) {
+		if d.session != nil {
+			if again = d.session.expires(t.opts.Idle); again <= now.UnixNano() {
+				sessions = append(sessions, d.session)
+				return 0
+			}
+			return again
+		}
+		if again = d.path.expires(t.opts.Idle); again <= now.UnixNano() {
+			paths = append(paths, d.path)
+			return 0
+		}
+		return again
+	})
 	for k, r := range t.refused {
 		if now.After(r.until) {
 			delete(t.refused, k)
@@ -285,6 +352,15 @@ func (t *Table) expire(now time.Time) {
 	}
 	for _, p := range paths {
 		t.endPath(p)
+	}
+}
+
+// schedule has expire look at d at that time, if d is still in the table.
+func (t *Table) schedule(d *due, at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d.linked() {
+		t.wheel.add(d, at.UnixNano())
 	}
 }
 
@@ -303,9 +379,10 @@ func (t *Table) end(s *session, err error) {
 		return
 	}
 	delete(t.sessions, s.key)
+	s.due.unlink()
 	paths, conn := s.close()
 	for _, p := range paths {
-		delete(t.paths, pathKey{p.src, p.dst})
+		t.forgetLocked(p)
 	}
 	t.mu.Unlock()
 	if conn != nil {
@@ -325,10 +402,17 @@ func (t *Table) endPath(p *path) {
 		t.mu.Unlock()
 		return
 	}
-	delete(t.paths, pathKey{p.src, p.dst})
+	t.forgetLocked(p)
 	p.session.remove(p)
 	t.mu.Unlock()
 	p.finish(p.cause())
+}
+
+// forgetLocked takes a path out of the table.
+func (t *Table) forgetLocked(p *path) {
+	delete(t.paths, pathKey{p.src, p.dst})
+	p.due.unlink()
+	t.last.CompareAndSwap(p, nil)
 }
 
 // Stats are the sizes of the table now, and how many sessions had to make room.

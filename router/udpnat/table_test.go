@@ -509,6 +509,142 @@ func TestDecisionWithoutSession(t *testing.T) {
 	}
 }
 
+// queueConn keeps what it is sent until Flush.
+type queueConn struct {
+	*fakeConn
+	waiting []string
+}
+
+func (c *queueConn) Queue(p []byte, t flow.Target) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = append(c.waiting, t.String()+" "+string(p))
+	return nil
+}
+
+func (c *queueConn) Flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent = append(c.sent, c.waiting...)
+	c.waiting = nil
+}
+
+// ReadBatch gives all replies that are there.
+func (c *queueConn) ReadBatch(take func([][]byte, []netip.AddrPort)) error {
+	var payloads [][]byte
+	var from []netip.AddrPort
+	b := make([]byte, 100)
+	for len(payloads) == 0 || len(c.replies) > 0 {
+		n, a, err := c.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		payloads, from = append(payloads, slices.Clone(b[:n])), append(from, a)
+	}
+	take(payloads, from)
+	return nil
+}
+
+type queueDialer struct{ fakeDialer }
+
+func (d *queueDialer) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
+	c, err := d.fakeDialer.OpenUDP(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &queueConn{fakeConn: c.(*fakeConn)}, nil
+}
+
+// TestDatagramsWaitForFlush, those of all sessions, but for the first of a path,
+// which go out when it is open.
+func TestDatagramsWaitForFlush(t *testing.T) {
+	d := new(queueDialer)
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		for _, client := range []netip.AddrPort{clientA, clientB} {
+			send(t, tab, client, remote1, "first")
+		}
+		for i := range 3 {
+			send(t, tab, clientA, remote1, fmt.Sprint("a", i))
+			send(t, tab, clientB, remote1, fmt.Sprint("b", i))
+			if i < 2 {
+				want(t, "sent before Flush", d.conns[0].texts(), "192.0.2.1:7 first")
+				want(t, "sent before Flush", d.conns[1].texts(), "192.0.2.1:7 first")
+			}
+		}
+		tab.Flush()
+		want(t, "sent", d.conns[0].texts(), "192.0.2.1:7 first", "192.0.2.1:7 a0", "192.0.2.1:7 a1", "192.0.2.1:7 a2")
+		want(t, "sent", d.conns[1].texts(), "192.0.2.1:7 first", "192.0.2.1:7 b0", "192.0.2.1:7 b1", "192.0.2.1:7 b2")
+		send(t, tab, clientB, remote1, "later")
+		tab.Flush()
+		tab.Flush()
+		want(t, "sent", d.conns[1].texts()[4:], "192.0.2.1:7 later")
+	})
+}
+
+// rowRecorder is a recorder that takes rows.
+type rowRecorder struct {
+	*recorder
+	rows []int
+}
+
+func (r *rowRecorder) WriteUDPs(payloads [][]byte, from, to netip.AddrPort) error {
+	for _, p := range payloads {
+		r.WriteUDP(p, from, to)
+	}
+	r.rows = append(r.rows, len(payloads))
+	return nil
+}
+
+// TestRepliesOfOneSenderAreWrittenInRows, each sender's as the client has it.
+func TestRepliesOfOneSenderAreWrittenInRows(t *testing.T) {
+	d := new(queueDialer)
+	rows := new(rowRecorder)
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		rows.recorder = rec
+		tab.opts.Writer, tab.rows = rows, rows
+		send(t, tab, clientA, fake1, "q")
+		for _, reply := range []datagram{{"1", real1}, {"2", real1}, {"3", remote2}, {"4", real1}, {"5", real1}, {"6", real1}} {
+			d.conns[0].replies <- reply
+		}
+		synctest.Wait()
+		want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 1", "198.18.0.1:7 > 10.0.0.2:1000 2",
+			"192.0.2.2:7 > 10.0.0.2:1000 3", "198.18.0.1:7 > 10.0.0.2:1000 4",
+			"198.18.0.1:7 > 10.0.0.2:1000 5", "198.18.0.1:7 > 10.0.0.2:1000 6")
+		if !slices.Equal(rows.rows, []int{2, 3}) {
+			t.Errorf("rows of %v, want 2 and 3", rows.rows)
+		}
+		time.Sleep(time.Millisecond)
+		tab.Run(closed()) // ends the path, with its record
+		if r := rec.told()[0]; r.Received != 5 || r.Down != 5 {
+			t.Errorf("%d datagrams and %d bytes received, want 5 and 5", r.Received, r.Down)
+		}
+	})
+}
+
+// closed returns a context that has ended.
+func closed() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// TestPathThatEndedIsNotUsedAgain: not even by a Send that follows its own.
+func TestPathThatEndedIsNotUsedAgain(t *testing.T) {
+	d := new(fakeDialer)
+	run(t, Options{Decide: via(d), Idle: time.Minute}, func(t *testing.T, tab *Table, rec *recorder) {
+		for i := range 3 {
+			send(t, tab, clientA, remote1, "one")
+			send(t, tab, clientA, remote1, "two")
+			if d.opened() != i+1 {
+				t.Errorf("opened %d times, want %d", d.opened(), i+1)
+			}
+			want(t, "sent", d.conns[i].texts(), "192.0.2.1:7 one", "192.0.2.1:7 two")
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+		}
+	})
+}
+
 func TestSendAllocatesNothingOnceOpen(t *testing.T) {
 	tab, stop := discardTable()
 	defer stop()
@@ -517,7 +653,34 @@ func TestSendAllocatesNothingOnceOpen(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { tab.Send(clientA, remote1, payload) }); n != 0 {
 		t.Errorf("%v allocations per datagram, want 0", n)
 	}
+	if n := testing.AllocsPerRun(1000, func() {
+		tab.Send(clientA, remote1, payload)
+		tab.Send(clientA, remote1, payload)
+		tab.Flush()
+	}); n != 0 {
+		t.Errorf("%v allocations per row, want 0", n)
+	}
 }
+
+func TestRepliesAllocateNothing(t *testing.T) {
+	tab, stop := discardTable()
+	defer stop()
+	waitReady(tab)
+	tab.mu.RLock()
+	s := tab.paths[pathKey{clientA, remote1}].session
+	tab.mu.RUnlock()
+	tab.opts.Writer = discardWriter{}
+	payloads := slices.Repeat([][]byte{make([]byte, 1200)}, 20)
+	from := slices.Repeat([]netip.AddrPort{remote1, remote2}, 10)
+	if n := testing.AllocsPerRun(1000, func() { s.take(payloads, from) }); n != 0 {
+		t.Errorf("%v allocations for 20 replies, want 0", n)
+	}
+}
+
+// discardWriter forgets what it is given.
+type discardWriter struct{ Writer }
+
+func (discardWriter) WriteUDP([]byte, netip.AddrPort, netip.AddrPort) error { return nil }
 
 func BenchmarkSend(b *testing.B) {
 	tab, stop := discardTable()

@@ -8,6 +8,7 @@ import (
 
 	"tunroute/router"
 	"tunroute/router/relay"
+	"tunroute/router/udpnat"
 	"tunroute/stack"
 )
 
@@ -21,7 +22,11 @@ type bridge struct {
 	queries   sync.WaitGroup
 }
 
-var _ stack.Handler = (*bridge)(nil)
+var (
+	_ stack.Handler    = (*bridge)(nil)
+	_ stack.UDPFlusher = (*bridge)(nil)
+	_ udpnat.RowWriter = (*bridge)(nil)
+)
 
 // maxQueries that wait for a resolver at once: each costs a goroutine and what
 // the resolver takes. One more is lost, and asked again by the client.
@@ -88,6 +93,9 @@ func (b *bridge) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {
 	return b.engine.router.ServeUDP(src, dst, payload)
 }
 
+// FlushUDP implements stack.UDPFlusher.
+func (b *bridge) FlushUDP() { b.engine.router.FlushUDP() }
+
 // serveDNS answers a query as if dst had. What needs no resolver is answered at
 // once.
 func (b *bridge) serveDNS(src, dst netip.AddrPort, query []byte) {
@@ -123,6 +131,11 @@ func (b *bridge) ServeEcho(ctx context.Context, r *stack.EchoRequest) {
 // WriteUDP implements udpnat.Writer.
 func (b *bridge) WriteUDP(payload []byte, from, to netip.AddrPort) error {
 	return b.engine.stack.WriteUDP(payload, from, to)
+}
+
+// WriteUDPs implements udpnat.RowWriter.
+func (b *bridge) WriteUDPs(payloads [][]byte, from, to netip.AddrPort) error {
+	return b.engine.stack.WriteUDPs(payloads, from, to)
 }
 
 // RefuseUDP implements udpnat.Writer.

@@ -78,6 +78,7 @@ func Run(t *testing.T, o Options, dialer func(t testing.TB, env Env) outbound.Di
 type suite struct {
 	Options
 	dialer func(testing.TB) outbound.Dialer
+	rows   bool // datagrams are queued and read in batches
 }
 
 // dial connects d to t and closes the connection at the end of the test.

@@ -27,11 +27,56 @@ func (s suite) udp(t *testing.T) {
 		}
 		return
 	}
-	t.Run("two remotes", s.udpTwoRemotes)
-	t.Run("a name", s.udpName)
-	t.Run("sizes", s.udpSizes)
-	t.Run("a stranger", s.udpStranger)
-	t.Run("close", s.udpClose)
+	for _, s.rows = range []bool{false, true} {
+		t.Run(map[bool]string{false: "one by one", true: "in rows"}[s.rows], func(t *testing.T) {
+			t.Run("two remotes", s.udpTwoRemotes)
+			t.Run("a name", s.udpName)
+			t.Run("sizes", s.udpSizes)
+			t.Run("a stranger", s.udpStranger)
+			t.Run("close", s.udpClose)
+		})
+	}
+}
+
+// rowConn is a PacketConn whose datagrams are queued and read in batches.
+type rowConn struct {
+	outbound.PacketConn
+	queue outbound.Queuer
+	read  func([]byte) (int, netip.AddrPort, error)
+}
+
+func inRows(c outbound.PacketConn) outbound.PacketConn {
+	return rowConn{c, outbound.Queue(c), ReadBatches(c)}
+}
+
+func (c rowConn) WriteTo(p []byte, t flow.Target) error {
+	err := c.queue.Queue(p, t)
+	c.queue.Flush()
+	return err
+}
+
+func (c rowConn) ReadFrom(b []byte) (int, netip.AddrPort, error) { return c.read(b) }
+
+// ReadBatches returns a ReadFrom that reads batches and gives their datagrams one
+// by one.
+func ReadBatches(c outbound.PacketConn) func(b []byte) (int, netip.AddrPort, error) {
+	batches := outbound.Batches(c)
+	var waiting []datagram
+	return func(b []byte) (int, netip.AddrPort, error) {
+		for len(waiting) == 0 {
+			err := batches.ReadBatch(func(payloads [][]byte, from []netip.AddrPort) {
+				for i, p := range payloads {
+					waiting = append(waiting, datagram{bytes.Clone(p), from[i]})
+				}
+			})
+			if err != nil {
+				return 0, netip.AddrPort{}, err
+			}
+		}
+		d := waiting[0]
+		waiting = waiting[1:]
+		return copy(b, d.payload), d.from, nil
+	}
 }
 
 // conversation is an open PacketConn and a reader for it.
@@ -55,6 +100,9 @@ func (s suite) converse(t *testing.T) *conversation {
 	conn, err := d.OpenUDP(ctx)
 	if err != nil {
 		t.Fatalf("OpenUDP: %v", err)
+	}
+	if s.rows {
+		conn = inRows(conn)
 	}
 	c := &conversation{conn, make(chan datagram, 16), make(chan error, 1)}
 	go func() {
@@ -206,6 +254,9 @@ func (s suite) udpClose(t *testing.T) {
 	}
 	if _, _, err := c.ReadFrom(make([]byte, 10)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("another ReadFrom returned %v, want net.ErrClosed", err)
+	}
+	if s.rows {
+		return // Queue need not tell
 	}
 	if err := c.WriteTo([]byte("hello"), remote); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("WriteTo returned %v after Close, want net.ErrClosed", err)
