@@ -75,7 +75,9 @@ func endOfRelay(e relay.End) End {
 
 // finish counts and logs a flow.
 func (r *Router) finish(rec *Record) {
-	rec.Took = time.Since(rec.Start)
+	if rec.Took == 0 {
+		rec.Took = time.Since(rec.Start)
+	}
 	r.stats.count(rec)
 	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
 		return

@@ -25,7 +25,8 @@ type Conn struct {
 	ep        tcpip.Endpoint
 	wq        *waiter.Queue
 	src, dst  netip.AddrPort
-	far       bool // see moderate
+	far       bool  // see moderate
+	sent      int64 // the last moment in which it was counted
 	ended     atomic.Bool
 	died      atomic.Pointer[error] // what ended the connection before its time: see failed
 	blockFace atomic.Pointer[blocking]
@@ -132,24 +133,6 @@ func (c *Conn) Read(b []byte) (int, error) {
 			}
 			return 0, io.EOF
 		}
-	}
-}
-
-// A client is near whose handshake took less than farFrom: a buffer of nearBuffer
-// is more than its link carries in a round trip. If it grew on, as it does when a
-// burst makes the round trips longer, the kernel's queue in front of a TUN would
-// not hold what eight such clients may send (500 packets of up to 64 KiB), and lose
-// some: eight uploads through a SOCKS5 server make 13 Gbit/s at 0.68 CPU-s/GB with
-// the limit, 10 at 0.85 without (bench, up8).
-const (
-	farFrom    = 5 * time.Millisecond
-	nearBuffer = 3 << 20
-)
-
-// moderate lets the receive buffer grow with the path, after n bytes were taken.
-func (c *Conn) moderate(n int) {
-	if c.far || c.ep.SocketOptions().GetReceiveBufferSize() < nearBuffer {
-		c.ep.ModerateRecvBuf(n)
 	}
 }
 

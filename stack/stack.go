@@ -101,6 +101,7 @@ type Stack struct {
 	ctx      context.Context // of Run; for requests only
 	halfOpen halfOpen
 	streams  streams
+	senders  senders
 	clock    tcpip.Clock // of netstack; nil is the machine's
 
 	datagrams    atomic.Uint64
@@ -127,7 +128,7 @@ func New(o Options) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: %w", err)
 	}
-	s := &Stack{opts: o, log: o.Logger, link: l}
+	s := &Stack{opts: o, log: o.Logger, link: l, senders: senders{start: time.Now()}}
 	s.flusher, _ = o.Handler.(UDPFlusher)
 	s.halfOpen.init(o.HalfOpen, o.HalfOpenPerSource)
 	return s, nil
@@ -145,7 +146,7 @@ const timeWait = 2 * time.Second
 // is 100 ms away sends 600 Mbit/s and receives 635 (BenchmarkLongPath; half of the
 // receive buffer is window). With 8 and 6 MiB it was 300 and 340.
 var (
-	receiveBuffer = tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 16 << 20}
+	receiveBuffer = tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: nearLeast, Max: 16 << 20}
 	sendBuffer    = tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 12 << 20}
 )
 

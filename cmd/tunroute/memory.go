@@ -64,11 +64,11 @@ type burst struct {
 	last    uint64 // bytes allocated when over was called last
 }
 
-// It is a burst from a mebibyte on, and over when an eighth of it is not
+// It is a burst from 4 MiB on, a few buffers' worth, and over when an eighth of it is not
 // allocated between two looks. While more than 8 MiB are, the collector runs
 // anyway, and what would be given back is needed again.
 const (
-	leastBurst = 1 << 20
+	leastBurst = 4 << 20
 	busy       = 8 << 20
 )
 

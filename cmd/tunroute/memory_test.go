@@ -20,8 +20,9 @@ func TestBurst(t *testing.T) {
 		{"at its end", []uint64{50 * mib, 70 * mib, 0, 0}, []bool{false, false, true, false}},
 		{"not quite quiet", []uint64{64 * mib, 4 * mib, 0}, []bool{false, true, false}},
 		{"slow work", []uint64{mib, mib, mib, mib, mib, mib, mib, mib, mib}, []bool{false, false, false, false, false, false, false, true, false}},
+		{"some buffers", []uint64{mib, mib, mib, 0, 0}, []bool{false, false, false, false, false}},
 		{"heavy work", []uint64{90 * mib, 9 * mib, 9 * mib, 9 * mib}, []bool{false, false, false, false}},
-		{"twice", []uint64{2 * mib, 0, 2 * mib, 0}, []bool{false, true, false, true}},
+		{"twice", []uint64{5 * mib, 0, 5 * mib, 0}, []bool{false, true, false, true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var b burst

@@ -233,13 +233,16 @@ func (s *udpSender) flushLocked() error {
 	return first
 }
 
-// tooLong says whether err is about cutting, and takes note of it. EINVAL and
-// EMSGSIZE: a datagram is longer than the way takes in one packet. EIO: the way
-// cannot do it at all (net/ipv4/udp.c, udp_send_skb).
+// tooLong says whether err may be about cutting, and takes note of it. EINVAL and
+// EMSGSIZE: a datagram is longer than the way takes in one packet, which one that
+// any way takes is not (IPv6's 1280 bytes, less headers): then it is about the
+// destination. EIO: the way cannot do it at all (net/ipv4/udp.c, udp_send_skb).
 func (s *udpSender) tooLong(err syscall.Errno, segment int) bool {
 	switch err {
 	case unix.EINVAL, unix.EMSGSIZE:
-		s.segment = min(s.segment, segment-1)
+		if segment > 1280-40-8 {
+			s.segment = min(s.segment, segment-1)
+		}
 	case unix.EIO:
 		s.segment = 0
 	default:

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -25,9 +26,10 @@ type Loop struct {
 	epoll *os.File
 	conn  syscall.RawConn // of epoll
 
-	mu    sync.RWMutex
-	flows map[int32]*Flow // by file descriptor
-	work  sync.WaitGroup  // flows, until done has returned
+	mu     sync.RWMutex
+	flows  map[int32]*Flow // by file descriptor
+	closed bool            // Run ends
+	work   sync.WaitGroup  // flows, until their owners have been told; added to under mu, until closed
 
 	ready readyQueue
 	ended endQueue
@@ -54,7 +56,7 @@ func NewLoop() (*Loop, error) {
 }
 
 // Run waits for sockets until ctx ends, then ends all flows, and returns when
-// their done functions have.
+// their owners have been told.
 func (l *Loop) Run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { l.epoll.Close() })
 	defer stop()
@@ -64,6 +66,9 @@ func (l *Loop) Run(ctx context.Context) {
 		for {
 			var err error
 			n, err = syscall.EpollWait(int(fd), events, 0)
+			if err == nil && n == 0 && othersRan() {
+				continue
+			}
 			if err != syscall.EINTR {
 				return n != 0
 			}
@@ -91,33 +96,47 @@ func (l *Loop) Run(ctx context.Context) {
 		}
 	}
 	l.epoll.Close()
-	l.mu.RLock()
+	l.mu.Lock()
+	l.closed = true
 	all := make([]*Flow, 0, len(l.flows))
 	for _, f := range l.flows {
 		all = append(all, f)
 	}
-	l.mu.RUnlock()
+	l.mu.Unlock()
 	for _, f := range all {
 		f.Cancel(context.Cause(ctx))
 	}
 	l.work.Wait()
 }
 
-// Relay does what the function Relay does, and returns at once: when the flow
-// has ended, done is called, from a goroutine that may take its time but that all
-// ends of flows share. If there is an error, nothing was done with the
-// connections.
-func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, done func(End, error)) (*Flow, error) {
+// othersRan lets other goroutines run and says whether they took their time. The
+// runtime looks at its poller when it has nothing else to run, and else every 10 ms:
+// who wants to hear of a socket while there is work looks for itself.
+func othersRan() bool {
+	const long = 20 * time.Microsecond
+	start := time.Now()
+	runtime.Gosched()
+	return time.Since(start) > long
+}
+
+// Relay does what the function Relay does, and returns at once: owner is told of
+// the end. If there is an error, nothing was done with the connections.
+func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, owner Owner) (*Flow, error) {
 	fd, err := detach(upstream)
 	if err != nil {
 		return nil, err
 	}
-	f := &Flow{loop: l, client: client, fd: int32(fd), n: n, done: done}
+	f := &Flow{loop: l, client: client, fd: int32(fd), n: n, owner: owner}
 	f.state.Store(running) // what wakes it has to wait until all of it is there
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		syscall.Close(fd)
+		return nil, net.ErrClosed
+	}
 	l.flows[f.fd] = f
-	l.mu.Unlock()
 	l.work.Add(1)
+	l.mu.Unlock()
 	cerr := l.conn.Control(func(epoll uintptr) {
 		err = syscall.EpollCtl(int(epoll), syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
 			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered, Fd: f.fd,
@@ -193,7 +212,7 @@ type Flow struct {
 	loop   *Loop
 	client Stream
 	n      *Counters
-	done   func(End, error)
+	owner  Owner
 	fd     int32 // of the upstream's socket, which is nobody else's
 
 	state atomic.Uint32
@@ -202,9 +221,8 @@ type Flow struct {
 	upDone, downDone bool // the direction has ended in order
 	eof              bool // the upstream may have no more: look
 	ended            bool
-	end              End // how; for done
 
-	side error // of the worker's writev or read, to tell the sides apart; then done's
+	side error // of the worker's writev or read, to tell the sides apart
 	next *Flow // in the queue
 }
 
@@ -246,8 +264,8 @@ func (f *Flow) wake(w uint32) {
 	}
 }
 
-// Cancel breaks the flow, unless it has ended; done is told of cause. It does not
-// block.
+// Cancel breaks the flow, unless it has ended; its owner is told of cause. It does
+// not block.
 func (f *Flow) Cancel(cause error) {
 	f.cause.CompareAndSwap(nil, &cause)
 	f.wake(stopped)
@@ -322,8 +340,11 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 			return 0
 		case f.side != nil:
 			err := os.NewSyscallError("write", f.side)
-			// Whoever does not want to hear more may have said why.
-			f.eof = true
+			// Whoever does not want to hear more may have said why. That
+			// nothing is left to read is an end in order only if it is what
+			// the write has met: a reset that it has told of is not told
+			// again.
+			f.eof = f.side == syscall.EPIPE
 			for !f.downDone && !f.ended && w.stepDown(f) != 0 {
 			}
 			f.fail(Upstream, err)
@@ -501,11 +522,12 @@ func (f *Flow) fail(side End, err error) {
 	})
 }
 
-// over takes the flow out of the Loop, closes its connections and has done called.
+// over takes the flow out of the Loop, closes its connections and tells its owner.
 // The socket is still open when its number is forgotten: it is not another's.
 func (f *Flow) over(end End, err error, closeBoth func()) {
-	f.ended, f.end, f.side = true, end, err
+	f.ended = true
 	f.loop.forget(f)
 	closeBoth()
+	f.owner.Ended(end, err)
 	f.loop.ended.push(f)
 }

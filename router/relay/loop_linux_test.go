@@ -90,3 +90,32 @@ func upstreamQueue(t *testing.T, p tcpPeer) []byte {
 	})
 	return b[:max(n, 0)]
 }
+
+// TestLoopPassesOnAResetThatTheWriteMet: it must not look like an end in order to
+// a client that reads what came before.
+func TestLoopPassesOnAResetThatTheWriteMet(t *testing.T) {
+	start := onLoop(t)
+	client, upstream, _, done := start(t, t.Context())
+	stuck := make(chan struct{})
+	go func() {
+		defer close(stuck)
+		client.Write(make([]byte, 64<<20)) // more than all buffers have room for
+	}()
+	for len(upstreamQueue(t, upstream.(tcpPeer))) == 0 {
+	}
+	upstream.Write([]byte("the beginning"))
+	if _, err := io.ReadFull(client, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	upstream.Break()
+	if r := wait(t, done); r.end != Upstream || !errors.Is(r.err, syscall.ECONNRESET) {
+		t.Errorf("Relay = %v, %v, want upstream and ECONNRESET", r.end, r.err)
+	}
+	s := client.(*memPeer).s
+	s.mu.Lock()
+	if s.outEOF {
+		t.Error("the client was told of an end in order before the reset")
+	}
+	s.mu.Unlock()
+	<-stuck
+}

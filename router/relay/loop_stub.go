@@ -21,7 +21,7 @@ func (*Loop) Flows() int { return 0 }
 func (*Loop) Run(context.Context) {}
 
 // Relay is not reached.
-func (*Loop) Relay(Stream, *net.TCPConn, *Counters, func(End, error)) (*Flow, error) {
+func (*Loop) Relay(Stream, *net.TCPConn, *Counters, Owner) (*Flow, error) {
 	return nil, errors.ErrUnsupported
 }
 

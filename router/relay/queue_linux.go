@@ -1,6 +1,9 @@
 package relay
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 // readyQueue are the flows that wait for a worker, in the order in which they
 // came: a flow that has used up its budget goes to the end.
@@ -60,6 +63,7 @@ func (q *readyQueue) work(w *worker) {
 		q.mu.Unlock()
 		again := w.turn(f)
 		w.flow = nil
+		runtime.Gosched() // for who reads the TUN, and who waits for sockets
 		q.mu.Lock()
 		if again {
 			q.append(f)
@@ -99,8 +103,8 @@ func (q *readyQueue) dismissLocked(w *worker) {
 	q.idle = w
 }
 
-// endQueue are flows whose done is to be called, which may take its time: one
-// goroutine calls them all.
+// endQueue are flows that are to be told of, which may take its time: one goroutine
+// does it for all.
 type endQueue struct {
 	mu          sync.Mutex
 	first, last *Flow
@@ -128,7 +132,7 @@ func (q *endQueue) run() {
 		f := q.first
 		q.first, f.next = f.next, nil
 		q.mu.Unlock()
-		f.done(f.end, f.side)
+		f.owner.Tell()
 		f.loop.work.Done()
 		q.mu.Lock()
 	}

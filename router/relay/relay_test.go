@@ -104,7 +104,7 @@ func onLoop(t testing.TB) relayer {
 		s, client := newMemStream()
 		up, u := pair(t)
 		n, done := new(Counters), make(chan result, 1)
-		f, err := l.Relay(s, u, n, func(end End, err error) { done <- result{end, err} })
+		f, err := l.Relay(s, u, n, owner(func(end End, err error) { done <- result{end, err} }))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,6 +112,12 @@ func onLoop(t testing.TB) relayer {
 		return client, tcpPeer{up}, n, done
 	}
 }
+
+// owner is an Owner.
+type owner func(End, error)
+
+func (o owner) Ended(end End, err error) { o(end, err) }
+func (o owner) Tell()                    {}
 
 // each runs f with every relay that this system has: they are to be the same.
 func each(t *testing.T, f func(t *testing.T, start relayer)) {
@@ -337,7 +343,7 @@ func TestLoopTakesWhatIsOver(t *testing.T) {
 			want = Canceled // below
 		}
 		done := make(chan result, 1)
-		f, err := l.Relay(s, u, new(Counters), func(end End, err error) { done <- result{end, err} })
+		f, err := l.Relay(s, u, new(Counters), owner(func(end End, err error) { done <- result{end, err} }))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +376,7 @@ func TestLoopEndsItsFlows(t *testing.T) {
 	s, client := newMemStream()
 	_, u := pair(t)
 	ended := false
-	if _, err := l.Relay(s, u, new(Counters), func(end End, err error) { ended = end == Canceled }); err != nil {
+	if _, err := l.Relay(s, u, new(Counters), owner(func(end End, err error) { ended = end == Canceled })); err != nil {
 		t.Fatal(err)
 	}
 	cancel()

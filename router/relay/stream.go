@@ -35,5 +35,16 @@ type Stream interface {
 	Fill(n int, read func(b []byte) (int, error)) (int, error)
 }
 
+// Owner is who a flow of a [Loop] belongs to.
+type Owner interface {
+	// Ended is called once, when the flow has ended: see the function Relay
+	// for what it is told. It must not block.
+	Ended(End, error)
+
+	// Tell is called after Ended, for what may take its time; but all flows
+	// share the goroutine that calls it.
+	Tell()
+}
+
 // again is what a Stream returns, and a socket, when there is nothing to do.
 const again = syscall.EAGAIN

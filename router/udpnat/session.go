@@ -25,7 +25,7 @@ type session struct {
 	table  *Table
 	key    sessionKey
 	dialer outbound.PacketDialer
-	used   atomic.Int64 // unix nanoseconds of the last datagram either way
+	used   atomic.Int64 // of the last datagram either way: see Table.nanos
 	due    due          // guarded by table.mu, as is
 	chosen bool         // to make room
 
@@ -58,7 +58,7 @@ func newSession(t *Table, key sessionKey, d outbound.PacketDialer, now time.Time
 		senders: make(map[netip.AddrPort]*sender),
 	}
 	s.ctx, s.cancel = context.WithCancel(t.ctx)
-	s.used.Store(now.UnixNano())
+	s.used.Store(s.table.nanos(now))
 	s.due.session = s
 	return s
 }
@@ -107,7 +107,7 @@ func (s *session) read(conn outbound.PacketConn) {
 
 // take brings replies to the client. Packet tempo.
 func (s *session) take(payloads [][]byte, from []netip.AddrPort) {
-	now := time.Now().UnixNano()
+	now := s.table.nanos(time.Now())
 	s.used.Store(now)
 	for i := 0; i < len(payloads); {
 		n := 1
@@ -158,7 +158,7 @@ func (s *session) answers(from netip.AddrPort) *path {
 	var owner *path
 	if known != nil {
 		owner = known.owner.Load()
-		if owner.open() || time.Now().UnixNano()-owner.answered.Load() < int64(stream) {
+		if owner.open() || s.table.nanos(time.Now())-owner.answered.Load() < int64(stream) {
 			return owner
 		}
 	}
@@ -239,7 +239,7 @@ func (s *session) expires(idle time.Duration) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if !s.failed.IsZero() {
-		return s.failed.Add(cooldown).UnixNano()
+		return s.table.nanos(s.failed.Add(cooldown))
 	}
 	return s.used.Load() + int64(idle)
 }
@@ -252,7 +252,7 @@ type path struct {
 	start    time.Time
 	due      due // guarded by table.mu
 
-	used, first, last, answered atomic.Int64 // unix nanoseconds: either way; first and last sent; last answer
+	used, first, last, answered atomic.Int64 // see Table.nanos: either way; first and last sent; last answer
 	up, down, sent, received    atomic.Int64
 
 	sender     atomic.Pointer[sender] // who answers for the name; set once
@@ -276,14 +276,14 @@ type way struct {
 
 func newPath(s *session, src, dst netip.AddrPort, d Decision, now time.Time) *path {
 	p := &path{session: s, src: src, dst: dst, decision: d, start: now}
-	p.used.Store(now.UnixNano())
+	p.used.Store(s.table.nanos(now))
 	p.due.path = p
 	return p
 }
 
 // send takes a datagram, which waits for the table's Flush; false: refused.
 func (p *path) send(payload []byte) bool {
-	now := time.Now().UnixNano()
+	now := p.session.table.nanos(time.Now())
 	if w := p.ready.Load(); w != nil {
 		p.touch(now)
 		p.write(w, payload, now)
@@ -357,7 +357,7 @@ func (p *path) prepare() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now().UnixNano()
+	now := s.table.nanos(time.Now())
 	for _, b := range p.queue {
 		p.write(w, b, now)
 	}
@@ -390,7 +390,7 @@ func (p *path) expires(idle time.Duration) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.err != nil {
-		return p.since.Add(cooldown).UnixNano()
+		return p.session.table.nanos(p.since.Add(cooldown))
 	}
 	return p.used.Load() + int64(idle)
 }

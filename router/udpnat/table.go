@@ -85,11 +85,12 @@ const noUDPFor = time.Minute
 
 // Table is the table of sessions. Its methods are safe for concurrent use.
 type Table struct {
-	opts Options
-	rows RowWriter       // opts.Writer, if it is one
-	ctx  context.Context // ends with Close
-	stop context.CancelFunc
-	work sync.WaitGroup
+	opts  Options
+	epoch time.Time       // see nanos
+	rows  RowWriter       // opts.Writer, if it is one
+	ctx   context.Context // ends with Close
+	stop  context.CancelFunc
+	work  sync.WaitGroup
 
 	last atomic.Pointer[path] // that Send found last, while it is in paths; set under mu
 
@@ -139,12 +140,17 @@ func New(o Options) *Table {
 	if o.Done == nil {
 		o.Done = func(Record) {}
 	}
-	t := &Table{opts: o, paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[string]time.Time), refused: make(map[pathKey]refusal)}
+	t := &Table{opts: o, epoch: time.Now().Add(-time.Hour), paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[string]time.Time), refused: make(map[pathKey]refusal)}
 	t.rows, _ = o.Writer.(RowWriter)
-	t.wheel = newWheel(t.tick(), max(o.Idle, cooldown), time.Now())
+	t.wheel = newWheel(t.tick(), max(o.Idle, cooldown), t.nanos(time.Now()))
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	return t
 }
+
+// nanos is the table's clock, in nanoseconds: it goes on when the machine's is set,
+// and began an hour before the table, so that 0 is long ago. (An idle time of more
+// than an hour would only make more of an answer that never came.)
+func (t *Table) nanos(at time.Time) int64 { return int64(at.Sub(t.epoch)) }
 
 // tick is how late an entry may expire.
 func (t *Table) tick() time.Duration {
@@ -268,7 +274,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 		}
 		s = newSession(t, key, d.Dialer, now)
 		t.sessions[key] = s
-		t.wheel.add(&s.due, now.Add(t.opts.Idle).UnixNano())
+		t.wheel.add(&s.due, t.nanos(now.Add(t.opts.Idle)))
 		t.work.Go(s.run)
 	}
 	p := newPath(s, src, dst, d, now)
@@ -278,7 +284,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 		return nil, true
 	}
 	t.paths[pathKey{src, dst}] = p
-	t.wheel.add(&p.due, now.Add(t.opts.Idle).UnixNano())
+	t.wheel.add(&p.due, t.nanos(now.Add(t.opts.Idle)))
 	t.work.Go(p.prepare)
 	if victim != nil {
 		t.work.Go(func() { t.end(victim, errEvicted) })
@@ -327,15 +333,16 @@ func (t *Table) expire(now time.Time) {
 	var sessions []*session
 	var paths []*path
 	t.mu.Lock()
-	t.wheel.advance(now.UnixNano(), func(d *due) (again int64) {
+	at := t.nanos(now)
+	t.wheel.advance(at, func(d *due) (again int64) {
 		if d.session != nil {
-			if again = d.session.expires(t.opts.Idle); again <= now.UnixNano() {
+			if again = d.session.expires(t.opts.Idle); again <= at {
 				sessions = append(sessions, d.session)
 				return 0
 			}
 			return again
 		}
-		if again = d.path.expires(t.opts.Idle); again <= now.UnixNano() {
+		if again = d.path.expires(t.opts.Idle); again <= at {
 			paths = append(paths, d.path)
 			return 0
 		}
@@ -360,7 +367,7 @@ func (t *Table) schedule(d *due, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if d.linked() {
-		t.wheel.add(d, at.UnixNano())
+		t.wheel.add(d, t.nanos(at))
 	}
 }
 

@@ -19,9 +19,10 @@ type due struct {
 	path       *path
 }
 
-// newWheel returns a wheel for entries that are due within horizon.
-func newWheel(tick, horizon time.Duration, now time.Time) *wheel {
-	w := &wheel{tick: int64(tick), now: now.UnixNano() / int64(tick)}
+// newWheel returns a wheel for entries that are due within horizon from now, in
+// nanoseconds of a clock that never goes back.
+func newWheel(tick, horizon time.Duration, now int64) *wheel {
+	w := &wheel{tick: int64(tick), now: now / int64(tick)}
 	w.slots = make([]due, horizon/tick+3) // a part of a tick at both ends, and the slot at hand
 	for i := range w.slots {
 		s := &w.slots[i]

@@ -15,7 +15,7 @@ func TestWheelAgreesWithAList(t *testing.T) {
 		tick := time.Duration(1+rnd.IntN(1000)) * time.Millisecond
 		horizon := time.Duration(1+rnd.IntN(50))*tick + time.Duration(rnd.IntN(int(tick)))
 		now := time.Unix(1_700_000_000, rnd.Int64N(1e9))
-		w := newWheel(tick, horizon, now)
+		w := newWheel(tick, horizon, now.UnixNano())
 		dues := map[*due]time.Time{}
 		early, came := 0, 0
 		random := func() *due {
@@ -81,7 +81,7 @@ func TestWheelAgreesWithAList(t *testing.T) {
 
 // TestUnlinkedEntriesAreForgotten: the wheel holds nothing of what has ended.
 func TestUnlinkedEntriesAreForgotten(t *testing.T) {
-	w := newWheel(time.Second, time.Minute, time.Now())
+	w := newWheel(time.Second, time.Minute, time.Now().UnixNano())
 	var all [100]due
 	for i := range all {
 		w.add(&all[i], time.Now().Add(time.Minute/2).UnixNano())
