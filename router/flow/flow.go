@@ -56,8 +56,7 @@ func AddrTarget(ap netip.AddrPort) Target {
 // literal, bracketed or not, becomes an address: a rule about addresses must
 // not be passed by writing the address as a name.
 func NewTarget(host string, port uint16) (Target, error) {
-	literal := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if a, err := netip.ParseAddr(literal); err == nil {
+	if a, err := parseLiteral(host); err == nil {
 		return Target{Addr: a.Unmap(), Port: port}, nil
 	}
 	name, err := CanonicalName(host)
@@ -65,10 +64,14 @@ func NewTarget(host string, port uint16) (Target, error) {
 		return Target{}, err
 	}
 	// "10.0.0.20." is the address to whoever connects to it in the end.
-	if a, err := netip.ParseAddr(name); err == nil {
+	if a, err := parseLiteral(name); err == nil {
 		return Target{Addr: a.Unmap(), Port: port}, nil
 	}
 	return Target{Name: name, Port: port}, nil
+}
+
+func parseLiteral(host string) (netip.Addr, error) {
+	return netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 }
 
 // ParseTarget parses host:port, where port is a number.
