@@ -70,8 +70,12 @@ func NewTarget(host string, port uint16) (Target, error) {
 	return Target{Name: name, Port: port}, nil
 }
 
+// parseLiteral parses an address, in brackets or without.
 func parseLiteral(host string) (netip.Addr, error) {
-	return netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		host = host[1 : len(host)-1]
+	}
+	return netip.ParseAddr(host)
 }
 
 // ParseTarget parses host:port, where port is a number.

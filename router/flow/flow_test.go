@@ -74,7 +74,7 @@ func TestTargetString(t *testing.T) {
 }
 
 func FuzzNewTarget(f *testing.F) {
-	for _, s := range []string{"example.org", "10.0.0.1", "[::1]", "::ffff:1.2.3.4", "fe80::1%eth0", "A.", "..", "a\x00", "[::."} {
+	for _, s := range []string{"example.org", "10.0.0.1", "[::1]", "::ffff:1.2.3.4", "fe80::1%eth0", "A.", "..", "a\x00", "[::.", "::%]"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
