@@ -221,6 +221,7 @@ type Flow struct {
 	upDone, downDone bool // the direction has ended in order
 	eof              bool // the upstream may have no more: look
 	ended            bool
+	bulk             bool // its last turn moved much
 
 	side error // of the worker's writev or read, to tell the sides apart
 	next *Flow // in the queue
@@ -279,7 +280,9 @@ const budget = 256 << 10
 func (w *worker) turn(f *Flow) bool {
 	// What comes from here on is seen by the next turn.
 	what := f.state.And(running) &^ running
+	w.moved = 0
 	more := w.step(f, what)
+	f.bulk = w.moved > sparse
 	if f.ended {
 		return false // still marked as running: nobody runs it again
 	}
@@ -334,6 +337,7 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 		n, err := f.client.Forward(w.writev)
 		f.n.Up.Add(int64(n))
 		sent += n
+		w.moved += n
 		switch {
 		case err == nil:
 		case err == again:
@@ -379,6 +383,7 @@ func (w *worker) stepDown(f *Flow) (more uint32) {
 		n, err := f.client.Fill(min(queued, budget), w.readFull)
 		f.n.Down.Add(int64(n))
 		got += n
+		w.moved += n
 		switch {
 		case err == nil:
 		case err == again:
@@ -431,8 +436,9 @@ func (f *Flow) checkUpstream() {
 
 // worker is what one turn of a flow needs.
 type worker struct {
-	flow *Flow // whose turn it is
-	iovs []syscall.Iovec
+	flow  *Flow // whose turn it is
+	moved int   // bytes in this turn, both ways
+	iovs  []syscall.Iovec
 
 	writev   func([][]byte) (int, error) // toUpstream and fromUpstream, bound once
 	readFull func([]byte) (int, error)

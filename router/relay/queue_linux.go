@@ -6,14 +6,44 @@ import (
 )
 
 // readyQueue are the flows that wait for a worker, in the order in which they
-// came: a flow that has used up its budget goes to the end.
+// came. Those that moved little in their last turn go first, so that an answer does
+// not wait for whole files; but they do not keep the others from theirs.
 type readyQueue struct {
 	most int // workers at a time: as many as can run at once
 
-	mu          sync.Mutex
-	first, last *Flow
-	workers     int     // that run
-	idle        *worker // kept for the next time
+	mu           sync.Mutex
+	sparse, bulk flowList
+	ahead        int     // turns that sparse flows had while a bulk one waited
+	workers      int     // that run
+	idle         *worker // kept for the next time
+}
+
+// sparse is how many bytes a flow of requests and answers moves in a turn at the
+// most; mostAhead is how many of them go before one that moved more.
+const (
+	sparse    = 16 << 10
+	mostAhead = 16
+)
+
+// flowList is a list of flows, which are in one at a time.
+type flowList struct{ first, last *Flow }
+
+func (l *flowList) push(f *Flow) {
+	if l.first == nil {
+		l.first = f
+	} else {
+		l.last.next = f
+	}
+	l.last = f
+}
+
+// pop returns nil where the list is empty.
+func (l *flowList) pop() *Flow {
+	f := l.first
+	if f != nil {
+		l.first, f.next = f.next, nil
+	}
+	return f
 }
 
 // push queues f and sees to it that there is a worker for it. It does not block.
@@ -44,7 +74,7 @@ func (q *readyQueue) runOne(f *Flow) {
 	if again {
 		q.append(f)
 	}
-	if q.first == nil {
+	if q.sparse.first == nil && q.bulk.first == nil {
 		q.dismissLocked(w)
 		w = nil
 	}
@@ -57,9 +87,7 @@ func (q *readyQueue) runOne(f *Flow) {
 // work gives flows their turns until none waits.
 func (q *readyQueue) work(w *worker) {
 	q.mu.Lock()
-	for q.first != nil {
-		f := q.first
-		q.first, f.next = f.next, nil
+	for f := q.next(); f != nil; f = q.next() {
 		q.mu.Unlock()
 		again := w.turn(f)
 		w.flow = nil
@@ -75,12 +103,23 @@ func (q *readyQueue) work(w *worker) {
 
 // append is called with mu held.
 func (q *readyQueue) append(f *Flow) {
-	if q.first == nil {
-		q.first = f
+	if f.bulk {
+		q.bulk.push(f)
 	} else {
-		q.last.next = f
+		q.sparse.push(f)
 	}
-	q.last = f
+}
+
+// next returns the flow whose turn it is, or nil. It is called with mu held.
+func (q *readyQueue) next() *Flow {
+	if q.bulk.first != nil && (q.sparse.first == nil || q.ahead == mostAhead) {
+		q.ahead = 0
+		return q.bulk.pop()
+	}
+	if q.bulk.first != nil {
+		q.ahead++
+	}
+	return q.sparse.pop()
 }
 
 // hireLocked returns a worker that may run, or nil.
@@ -106,20 +145,15 @@ func (q *readyQueue) dismissLocked(w *worker) {
 // endQueue are flows that are to be told of, which may take its time: one goroutine
 // does it for all.
 type endQueue struct {
-	mu          sync.Mutex
-	first, last *Flow
-	running     bool
+	mu      sync.Mutex
+	flows   flowList
+	running bool
 }
 
 func (q *endQueue) push(f *Flow) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.first == nil {
-		q.first = f
-	} else {
-		q.last.next = f
-	}
-	q.last = f
+	q.flows.push(f)
 	if !q.running {
 		q.running = true
 		go q.run()
@@ -128,9 +162,7 @@ func (q *endQueue) push(f *Flow) {
 
 func (q *endQueue) run() {
 	q.mu.Lock()
-	for q.first != nil {
-		f := q.first
-		q.first, f.next = f.next, nil
+	for f := q.flows.pop(); f != nil; f = q.flows.pop() {
 		q.mu.Unlock()
 		f.owner.Tell()
 		f.loop.work.Done()
