@@ -440,15 +440,19 @@ type worker struct {
 	moved int   // bytes in this turn, both ways
 	iovs  []syscall.Iovec
 
-	writev   func([][]byte) (int, error) // toUpstream and fromUpstream, bound once
+	// toUpstream, fromUpstream and the queue's work, bound once: nothing is
+	// allocated for a turn.
+	writev   func([][]byte) (int, error)
 	readFull func([]byte) (int, error)
+	work     func()
 
 	next *worker // that is idle
 }
 
-func newWorker() *worker {
+func newWorker(q *readyQueue) *worker {
 	w := &worker{iovs: make([]syscall.Iovec, 0, 64)}
 	w.writev, w.readFull = w.toUpstream, w.fromUpstream
+	w.work = func() { q.work(w) }
 	return w
 }
 

@@ -53,7 +53,7 @@ func (q *readyQueue) push(f *Flow) {
 	w := q.hireLocked()
 	q.mu.Unlock()
 	if w != nil {
-		go q.work(w)
+		go w.work()
 	}
 }
 
@@ -80,7 +80,7 @@ func (q *readyQueue) runOne(f *Flow) {
 	}
 	q.mu.Unlock()
 	if w != nil {
-		go q.work(w)
+		go w.work()
 	}
 }
 
@@ -130,7 +130,7 @@ func (q *readyQueue) hireLocked() *worker {
 	q.workers++
 	w := q.idle
 	if w == nil {
-		return newWorker()
+		return newWorker(q)
 	}
 	q.idle, w.next = w.next, nil
 	return w
