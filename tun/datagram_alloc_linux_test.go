@@ -6,6 +6,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"tunroute/tun/nstest"
 )
 
 // Without the race detector, which has pools forget.
@@ -15,7 +17,7 @@ func TestSuperReadAndWriteDoNotAllocate(t *testing.T) {
 	const size, many = 100, 40
 	d := openTUN(t, Config{Name: "tun0"}).(OffloadDevice)
 	if !d.SuperDatagrams() {
-		t.Skip("this kernel has no rows of datagrams: Linux 6.2 or later")
+		nstest.Missing(t, "this kernel has no rows of datagrams: Linux 6.2 or later")
 	}
 	c, err := net.Dial("udp", "10.9.0.2:7")
 	if err != nil {

@@ -3,11 +3,14 @@ package tun
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tunroute/tun/nstest"
 )
 
 // sendRow sends payload as datagrams of size bytes, by one call.
@@ -51,7 +54,7 @@ func TestRowsOfDatagramsPassWhole(t *testing.T) {
 	}
 	d := openTUN(t, Config{Name: "tun%d"}).(OffloadDevice)
 	if !d.SuperDatagrams() {
-		t.Skip("this kernel has no rows of datagrams: Linux 6.2 or later")
+		nstest.Missing(t, "this kernel has no rows of datagrams: Linux 6.2 or later")
 	}
 	idle := make(chan struct{}, 1)
 	d.OnIdle(func() {
@@ -63,7 +66,7 @@ func TestRowsOfDatagramsPassWhole(t *testing.T) {
 	for _, to := range []string{"10.9.0.2:7", "[fd09::2]:7"} {
 		c, err := net.Dial("udp", to)
 		if err != nil {
-			t.Skipf("no address of this family: %v", err)
+			nstest.Missing(t, fmt.Sprintf("no address for %s: %v", to, err))
 		}
 		conn := c.(*net.UDPConn)
 		defer conn.Close()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -458,7 +459,7 @@ func TestObstacles(t *testing.T) {
 func TestMissingCloneFileIsAnObstacle(t *testing.T) {
 	nstest.NeedTUN(t)
 	if err := unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err != nil {
-		t.Skip("hide /dev/net:", err)
+		nstest.Missing(t, fmt.Sprintf("hide /dev/net: %v", err))
 	}
 	defer unix.Unmount("/dev/net", unix.MNT_DETACH)
 	_, err := Open(Config{Name: "tun0"})

@@ -113,6 +113,15 @@ func onLoop(t testing.TB) relayer {
 	}
 }
 
+// skipWithoutLoop skips a test where there is no Loop, which Linux always has.
+func skipWithoutLoop(t testing.TB) {
+	t.Helper()
+	if runtime.GOOS == "linux" {
+		t.Fatal("no loop on this system")
+	}
+	t.Skip("no loop on this system")
+}
+
 // owner is an Owner.
 type owner func(End, error)
 
@@ -125,7 +134,7 @@ func each(t *testing.T, f func(t *testing.T, start relayer)) {
 	t.Run("loop", func(t *testing.T) {
 		start := onLoop(t)
 		if start == nil {
-			t.Skip("no loop on this system")
+			skipWithoutLoop(t)
 		}
 		f(t, start)
 	})
@@ -291,7 +300,7 @@ func TestSlowReaderHoldsUpTheWriter(t *testing.T) {
 func TestLoopIsQuietWhenIdle(t *testing.T) {
 	start := onLoop(t)
 	if start == nil {
-		t.Skip("no loop on this system")
+		skipWithoutLoop(t)
 	}
 	const flows = 200
 	before := runtime.NumGoroutine()
@@ -316,7 +325,7 @@ func TestLoopIsQuietWhenIdle(t *testing.T) {
 func TestLoopTakesWhatIsOver(t *testing.T) {
 	l, err := NewLoop()
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("no loop on this system")
+		skipWithoutLoop(t)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -365,7 +374,7 @@ func TestLoopTakesWhatIsOver(t *testing.T) {
 func TestLoopEndsItsFlows(t *testing.T) {
 	l, err := NewLoop()
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("no loop on this system")
+		skipWithoutLoop(t)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -399,7 +408,7 @@ func TestLoopEndsItsFlows(t *testing.T) {
 func TestLoopHoldsUpTheFasterSide(t *testing.T) {
 	start := onLoop(t)
 	if start == nil {
-		t.Skip("no loop on this system")
+		skipWithoutLoop(t)
 	}
 	for _, side := range []string{"client", "upstream"} {
 		client, upstream, n, done := start(t, t.Context())
