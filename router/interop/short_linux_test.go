@@ -117,14 +117,17 @@ func TestShortConnectionsReusePorts(t *testing.T) {
 			if r.LostN > 0 {
 				t.Errorf("%d of %d were lost: %q", r.LostN, tt.n, r.Lost)
 			}
-			if r.Max >= time.Second {
-				t.Errorf("the slowest took %v: a packet was lost, or waited for", r.Max)
+			// A SYN that is not answered is sent again after a second. One may be
+			// lost on a busy machine; those that reuse a port are most of them.
+			if r.P99 >= time.Second {
+				t.Errorf("one in a hundred took %v: SYNs are lost, or waited for", r.P99)
 			}
 		})
 	}
 }
 
-// TestFlowsLeaveNothing: after many flows the router holds what it held before.
+// TestFlowsLeaveNothing: after many flows, and a while for what closes and for
+// what the collector finds, the router holds what one holds that has had none.
 func TestFlowsLeaveNothing(t *testing.T) {
 	heavy(t)
 	l := newLab(t)
@@ -136,49 +139,45 @@ func TestFlowsLeaveNothing(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			fresh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
 			fresh.Must(t, "true") // it runs, so the router does
-			idle := goroutines(t, fresh, lab.Child(t, fresh.Process(), "exec-router"))
+			idle := lab.Child(t, fresh.Process(), "exec-router")
+			files, memory := idle.Files(t), idle.Memory(t)
+			goroutines := countGoroutines(t, fresh, idle)
 
 			sh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
 			sh.Must(t, "true")
 			router := lab.Child(t, sh.Process(), "exec-router")
-			target := netip.AddrPortFrom(lab.Target4(1), lab.ShortPort)
-			load := func(n int) {
-				sh.Must(t, "%s short %d 64 %s", lab.Self, n, target)
+			sh.Must(t, "%s short 30000 64 %s", lab.Self, netip.AddrPortFrom(lab.Target4(1), lab.ShortPort))
+			busy := router.Memory(t)
+			// Nothing tells when the last have closed and the memory is back: on a
+			// quiet machine that is TIME-WAIT and then two looks of the router's own.
+			// Flows that left their files, goroutines or endpoints behind would
+			// leave many thousands of them, and more than 100 MB.
+			const moreFiles, moreMemory, moreGoroutines = 16, 16 << 20, 64
+			deadline := time.Now().Add(2 * time.Minute)
+			for time.Now().Before(deadline) && (router.Files(t) > files+moreFiles || router.Memory(t) > memory+moreMemory) {
+				time.Sleep(100 * time.Millisecond)
 			}
-			// The heap, which holds the flows of the last seconds in TIME-WAIT and
-			// as much garbage again, has the size then that it keeps.
-			for range 10 {
-				load(1000)
-			}
-			files, memory := router.Files(t), router.Memory(t)
-			for range 20 {
-				load(1000)
-			}
-			after, afterMemory := router.Files(t), router.Memory(t)
-			for deadline := time.Now().Add(10 * time.Second); after > files && time.Now().Before(deadline); after = router.Files(t) {
-				time.Sleep(10 * time.Millisecond) // the last ones are closing; nothing tells
-			}
-			t.Logf("files %d, then %d; memory %d KiB, then %d KiB", files, after, memory>>10, afterMemory>>10)
-			if after > files {
-				t.Errorf("%d files are open, %d were before the last twenty thousand flows", after, files)
-			}
-			// The size goes up and down by some 30 MB with the collector's
-			// mood. Flows that left their endpoints behind would make 100 MB.
-			if more := afterMemory - memory; more > 64<<20 {
-				t.Errorf("%d KiB more than before the last twenty thousand flows", more>>10)
-			}
-			// The runtime starts those of its collector when it first collects.
-			if n := goroutines(t, sh, router); n > idle+10 {
-				t.Errorf("%d goroutines, and %d in a router without a flow:\n%s", n, idle, sh.Log())
+			if n := router.Files(t); n > files+moreFiles {
+				t.Errorf("%d files are open, and %d in a router without a flow", n, files)
 			} else {
-				t.Logf("%d goroutines, and %d in a router without a flow", n, idle)
+				t.Logf("%d files, and %d in a router without a flow", n, files)
+			}
+			if n := router.Memory(t); n > memory+moreMemory {
+				t.Errorf("%d KiB are in use, and %d KiB in a router without a flow", n>>10, memory>>10)
+			} else {
+				t.Logf("%d KiB, %d KiB after the last flow, and %d KiB in a router without a flow", n>>10, busy>>10, memory>>10)
+			}
+			if n := countGoroutines(t, sh, router); n > goroutines+moreGoroutines {
+				t.Errorf("%d goroutines, and %d in a router without a flow:\n%s", n, goroutines, sh.Log())
+			} else {
+				t.Logf("%d goroutines, and %d in a router without a flow", n, goroutines)
 			}
 		})
 	}
 }
 
-// goroutines ends a router, and with it the shell, and counts its goroutines.
-func goroutines(t *testing.T, sh *lab.Shell, router *lab.Process) int {
+// countGoroutines ends a router, and with it the shell.
+func countGoroutines(t *testing.T, sh *lab.Shell, router *lab.Process) int {
 	t.Helper()
 	router.Signal(t, unix.SIGQUIT) // the runtime prints them
 	router.Wait(t)

@@ -116,11 +116,15 @@ func link(t testing.TB, a *Node, aName string, aAddrs []netip.Addr, b *Node, bNa
 		addrs []netip.Addr
 	}{{a, aName, aAddrs}, {b, bName, bAddrs}}
 	for _, end := range ends {
-		end.node.Sysctl(t, "net.ipv6.conf."+end.name+".addr_gen_mode", "1") // no link-local address that comes up later
+		end.node.Sysctl(t, "net.ipv6.conf."+end.name+".addr_gen_mode", "1") // its link-local address follows
 		end.node.IP(t, "link set "+end.name+" up")
 	}
-	for _, end := range ends {
-		for _, addr := range end.addrs {
+	for i, end := range ends {
+		// The kernel's own would come up later. Without one, it resolves no
+		// neighbour for what it forwards, and does not see whether one that it
+		// knows is still there (net/ipv6/ndisc.c, ndisc_send_ns).
+		linkLocal := parse(fmt.Sprintf("fe80::%d", i+1))
+		for _, addr := range append([]netip.Addr{linkLocal}, end.addrs...) {
 			bits, flags := 24, ""
 			if addr.Is6() {
 				// There is nobody else who could have it.
