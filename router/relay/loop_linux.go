@@ -64,9 +64,9 @@ func (l *Loop) Run(ctx context.Context) {
 	n := 0
 	wait := func(fd uintptr) bool {
 		for {
-			var err error
-			n, err = syscall.EpollWait(int(fd), events, 0)
-			if err == nil && n == 0 && othersRan() {
+			var err syscall.Errno
+			n, err = call(syscall.SYS_EPOLL_PWAIT, int32(fd), unsafe.Pointer(&events[0]), len(events))
+			if err == 0 && n == 0 && othersRan() {
 				continue
 			}
 			if err != syscall.EINTR {
@@ -475,10 +475,10 @@ func (w *worker) toUpstream(bufs [][]byte) (int, error) {
 	}
 	defer clear(w.iovs)
 	for {
-		n, _, errno := syscall.Syscall(syscall.SYS_WRITEV, uintptr(w.flow.fd), uintptr(unsafe.Pointer(&w.iovs[0])), uintptr(len(w.iovs)))
+		n, errno := call(syscall.SYS_WRITEV, w.flow.fd, unsafe.Pointer(&w.iovs[0]), len(w.iovs))
 		switch errno {
 		case 0:
-			return int(n), nil
+			return n, nil
 		case syscall.EINTR:
 		case again:
 			return 0, again
@@ -495,10 +495,10 @@ const maxIovs = 1024
 // fromUpstream is Fill's read: b is not longer than what is queued.
 func (w *worker) fromUpstream(b []byte) (int, error) {
 	for {
-		n, err := syscall.Read(int(w.flow.fd), b)
+		n, err := call(syscall.SYS_READ, w.flow.fd, unsafe.Pointer(unsafe.SliceData(b)), len(b))
 		switch {
 		case err == syscall.EINTR:
-		case err != nil:
+		case err != 0:
 			w.flow.side = err
 			return 0, err
 		case n < len(b): // cannot be: nobody else reads
@@ -513,11 +513,23 @@ func (w *worker) fromUpstream(b []byte) (int, error) {
 // queuedBytes is SIOCINQ (tcp(7)): what can be read at once, in bytes.
 func queuedBytes(fd int32) (int, error) {
 	var n int32
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
+	_, _, errno := syscall.RawSyscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), nil
+}
+
+// call is a system call that does not block, for n of what p points at; a fourth
+// argument is 0. It returns -1 where errno is not 0.
+//
+// The scheduler is not told. From a call of more than 20 µs, as one is that carries
+// a packet all the way to its reader, it would take the processor, and for as long as
+// it finds such calls it looks for them every 20 µs: a ninth of our CPU time at
+// 20,000 requests a second. For this long nothing else needs the processor.
+func call(trap uintptr, fd int32, p unsafe.Pointer, n int) (int, syscall.Errno) {
+	r, _, errno := syscall.RawSyscall6(trap, uintptr(fd), uintptr(p), uintptr(n), 0, 0, 0)
+	return int(r), errno
 }
 
 // fail breaks the flow.
