@@ -244,6 +244,9 @@ func (s *settings) chosen(ctx context.Context, dir string) ([]rig.Router, error)
 		}
 		all = append(all, more...)
 	}
+	if len(all) == 0 {
+		return nil, &usageError{errors.New("no router to measure: name some by -with, -router or -routers")}
+	}
 	return all, nil
 }
 

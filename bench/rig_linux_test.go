@@ -178,7 +178,7 @@ func TestWrongUse(t *testing.T) {
 			t.Errorf("%s: %v", args, err)
 		}
 	}
-	for _, args := range []string{"-with wonder", "-with none -router nonsense", "-with none -router a@b=c", "-mtu x -tunroute a=b", "-tunroute nonsense"} {
+	for _, args := range []string{"-with=", "-with wonder", "-with none -router nonsense", "-with none -router a@b=c", "-mtu x -tunroute a=b", "-tunroute nonsense"} {
 		s, err := parse(strings.Fields(args), t.Output())
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux || portable
 
 package relay
 
@@ -8,7 +8,8 @@ import (
 	"net"
 )
 
-// Loop relays without goroutines for flows that are idle; on Linux only.
+// Loop relays without goroutines for flows that are idle; on Linux only. The build
+// tag portable leaves it out there too, for tests of what other systems have.
 type Loop struct{}
 
 // NewLoop returns errors.ErrUnsupported.
