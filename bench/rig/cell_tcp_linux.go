@@ -22,6 +22,9 @@ func bulk(streams int, up, down bool) func(context.Context, *measurement) error 
 // many is many streams for a long time, and how fair that was.
 func many(streams int, up, down bool) func(context.Context, *measurement) error {
 	return func(_ context.Context, m *measurement) error {
+		if err := m.lab.shareMemory(streams); err != nil {
+			return err
+		}
 		all, err := m.bulk(load.BulkArgs{Way: m.way, Streams: streams, Up: up, Down: down, For: m.o.Long, Key: m.key})
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 
@@ -86,6 +87,34 @@ func newLab(topology string, direct bool, seed uint64) (*lab, error) {
 		return nil, fmt.Errorf("build the lab: %w", err)
 	}
 	return l, nil
+}
+
+// shareMemory lets the sockets of so many streams have what the kernel has for all
+// TCP sockets together (tcp_mem in tcp(7)), which is the hosts' in common. With
+// more, segments that have arrived are dropped (TCPRcvQDrop), and what is measured
+// then is how long streams wait for their retransmission: seconds, without any
+// router as well.
+func (l *lab) shareMemory(streams int) error {
+	var low, pressure, high int
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &low, &pressure, &high)
+	}
+	if err != nil {
+		return fmt.Errorf("tcp_mem: %w", err)
+	}
+	// On its way a stream has three connections, with two buffers each, whose
+	// owners fill either at a time.
+	const buffers = 3
+	most := max(1<<16, low*os.Getpagesize()/(streams*buffers))
+	for _, h := range l.hosts {
+		for _, s := range [...][2]string{{"net.ipv4.tcp_rmem", "131072"}, {"net.ipv4.tcp_wmem", "16384"}} {
+			if err := h.Sysctl(s[0], fmt.Sprintf("4096 %s %d", s[1], most)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (l *lab) host(name string) (*netlab.Host, error) {
