@@ -59,7 +59,7 @@ type direction struct {
 var _ net.Conn = (*Conn)(nil)
 
 func newConn(s *Stack, ep tcpip.Endpoint, wq *waiter.Queue, src, dst netip.AddrPort, handshake time.Duration) *Conn {
-	return &Conn{s: s, ep: ep, wq: wq, src: src, dst: dst, far: handshake >= farFrom}
+	return &Conn{s: s, ep: ep, wq: wq, src: src, dst: dst, far: !s.neighbors.near(src.Addr(), handshake)}
 }
 
 // block returns the blocking face, which is made when it is first used.

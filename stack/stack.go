@@ -98,11 +98,12 @@ type Stack struct {
 	net     atomic.Pointer[gstack.Stack] // nil but during Run
 	fwd     *tcp.Forwarder
 
-	ctx      context.Context // of Run; for requests only
-	halfOpen halfOpen
-	streams  streams
-	senders  senders
-	clock    tcpip.Clock // of netstack; nil is the machine's
+	ctx       context.Context // of Run; for requests only
+	halfOpen  halfOpen
+	streams   streams
+	senders   senders
+	neighbors neighbors
+	clock     tcpip.Clock // of netstack; nil is the machine's
 
 	datagrams    atomic.Uint64
 	badDatagrams atomic.Uint64

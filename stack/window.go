@@ -1,6 +1,8 @@
 package stack
 
 import (
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,9 +16,40 @@ import (
 // netstack would let each buffer grow with the bytes of a round trip, and round
 // trips grow with what is queued.
 
-// A client is near whose handshake took less than farFrom. What a far one may send
-// follows the path, as on Linux: see [tcp.Endpoint.ModerateRecvBuf].
-const farFrom = 5 * time.Millisecond
+// A client is near if a handshake with its address has taken less than farFrom, this
+// one or one of the last minute: where hundreds connect at once, each takes long.
+// What a far one may send follows the path, as on Linux: see
+// [tcp.Endpoint.ModerateRecvBuf].
+const (
+	farFrom   = 5 * time.Millisecond
+	staysNear = time.Minute
+)
+
+// neighbors are the addresses of near clients. It is safe for concurrent use.
+type neighbors struct {
+	mu   sync.Mutex
+	seen map[netip.Addr]time.Time // when a handshake was short
+}
+
+// maxNeighbors bounds the memory for them, to some 400 KB. Beyond it all are
+// forgotten: what is lost is a minute's better judgment.
+const maxNeighbors = 4096
+
+// near says whether a client is near whose handshake has just ended.
+func (n *neighbors) near(client netip.Addr, handshake time.Duration) bool {
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if handshake >= farFrom {
+		seen, ok := n.seen[client]
+		return ok && now.Sub(seen) < staysNear
+	}
+	if n.seen == nil || len(n.seen) == maxNeighbors {
+		n.seen = make(map[netip.Addr]time.Time)
+	}
+	n.seen[client] = now
+	return true
+}
 
 // Receive buffers of near clients, in bytes. A window is half of one.
 const (
