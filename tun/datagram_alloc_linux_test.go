@@ -53,3 +53,27 @@ func TestSuperReadAndWriteDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations for a row there and back, want 0", n)
 	}
 }
+
+// What several queues add to a packet, on its way in and out, allocates nothing
+// either.
+func TestChoiceOfAQueueDoesNotAllocate(t *testing.T) {
+	d := openTUN(t, Config{Name: "tun0", Queues: 2}).(*superDevice)
+	p := make([]byte, 128)
+	p[0], p[3], p[8], p[9] = 0x45, byte(len(p)), 64, 17
+	copy(p[12:], []byte{10, 9, 0, 2, 10, 9, 0, 1})
+	p[21], p[23], p[25] = 7, 9, byte(len(p)-20) // nobody is there
+	s := sum(p[:20], 0)
+	p[10], p[11] = byte(^s>>8), byte(^s)
+	out := [][]byte{make([]byte, SuperHeader), p[:21], p[21:]}
+	queue := 0
+	if n := testing.AllocsPerRun(100, func() {
+		var room [flowHeaders]byte
+		queue = 1 - queue
+		d.flows.came(flowSlot(packetHead(out, len(p), &room)), queue)
+		if err := d.WriteSuper(out); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for a packet, want 0", n)
+	}
+}

@@ -20,6 +20,3 @@ func setOffload(fd int) (datagrams bool, err error) {
 
 // SuperDatagrams implements [OffloadDevice].
 func (s *superDevice) SuperDatagrams() bool { return s.datagrams }
-
-// OnIdle implements [OffloadDevice].
-func (s *superDevice) OnIdle(f func()) { s.idle = f }

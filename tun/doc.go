@@ -10,8 +10,10 @@
 // tests where they can do both.
 //
 // The package opens and names a device and moves packets; it does not give it
-// addresses, set it up or look into packets. A [Device] hands out packets of at
-// most the MTU. On Linux the kernel has larger ones (super-segments, with a
-// virtio-net header): Read and Write split and join them, and a device that
-// passes them on whole as well is an [OffloadDevice].
+// addresses or set it up, and looks into packets only to tell their flow, where an
+// interface has several queues. A [Device] hands out packets of at most the MTU. On
+// Linux the kernel has larger ones (super-segments, with a virtio-net header): Read
+// and Write split and join them, and a device that passes them on whole as well is
+// an [OffloadDevice]. That can have several queues, each with a reader of its own
+// ([Config]).
 package tun

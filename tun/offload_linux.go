@@ -14,22 +14,21 @@ import (
 )
 
 // superDevice reads and writes super-segments at the file that wireguard/tun
-// holds, past its splitting and joining.
+// holds, past its splitting and joining, and at the files of more queues.
 type superDevice struct {
 	*device
-	conn   syscall.RawConn
-	read   vectored // ReadSuper's own
+	queues []*queue    // the first is of wireguard/tun's file
+	flows  *flowQueues // nil where there is one queue
 	writes sync.Pool
 
-	datagrams bool   // the kernel passes rows of datagrams as one
-	idle      func() // of OnIdle; may be nil
+	datagrams bool // the kernel passes rows of datagrams as one
 }
 
 var _ OffloadDevice = (*superDevice)(nil)
 
 // newSuper returns the device with super-segments, where fd has virtio-net
-// headers.
-func newSuper(d *device, fd int) (Device, error) {
+// headers; more are the files of further queues.
+func newSuper(d *device, fd int, more []*os.File) (Device, error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
 		return nil, err
@@ -40,24 +39,20 @@ func newSuper(d *device, fd int) (Device, error) {
 	if ifr.Uint16()&unix.IFF_VNET_HDR == 0 {
 		return d, nil
 	}
-	datagrams, err := setOffload(fd)
+	datagrams, err := setOffload(fd) // of the interface, whichever the queue
 	if err != nil {
 		return nil, fmt.Errorf("offload of %s: %w", d.name, err)
 	}
-	conn, err := d.wg.(*wgtun.NativeTun).File().SyscallConn()
-	if err != nil {
-		return nil, err
+	s := &superDevice{device: d, datagrams: datagrams}
+	if len(more) > 0 {
+		s.flows = new(flowQueues)
 	}
-	s := &superDevice{device: d, conn: conn, datagrams: datagrams}
-	s.read.try = func(fd uintptr) bool {
-		s.read.call(unix.SYS_READV, fd)
-		if s.read.err == unix.EAGAIN && s.idle != nil {
-			s.idle()
+	for _, file := range append([]*os.File{d.wg.(*wgtun.NativeTun).File()}, more...) {
+		q, err := newQueue(file)
+		if err != nil {
+			return nil, err
 		}
-		for s.read.err == unix.EAGAIN && othersRan() {
-			s.read.call(unix.SYS_READV, fd)
-		}
-		return s.read.settled()
+		s.queues = append(s.queues, q)
 	}
 	s.writes.New = func() any {
 		w := new(vectored)
@@ -80,23 +75,40 @@ func othersRan() bool {
 	return time.Since(start) > long
 }
 
+// Queues implements [OffloadDevice].
+func (s *superDevice) Queues() int { return len(s.queues) }
+
 // ReadSuper implements [OffloadDevice].
-func (s *superDevice) ReadSuper(bufs [][]byte) (int, error) {
-	s.read.bufs = bufs
-	if err := s.conn.Read(s.read.try); err != nil {
+func (s *superDevice) ReadSuper(bufs [][]byte) (int, error) { return s.ReadQueue(0, bufs) }
+
+// ReadQueue implements [OffloadDevice].
+func (s *superDevice) ReadQueue(queue int, bufs [][]byte) (int, error) {
+	q := s.queues[queue]
+	q.read.bufs = bufs
+	if err := q.conn.Read(q.read.try); err != nil {
 		return 0, s.failure("read", gone(err))
 	}
-	if s.read.err != nil {
-		return 0, s.failure("read", gone(s.read.err))
+	if q.read.err != nil {
+		return 0, s.failure("read", gone(q.read.err))
 	}
-	return s.read.n, nil
+	n := q.read.n
+	if s.flows != nil {
+		var room [flowHeaders]byte
+		s.flows.came(flowSlot(packetHead(bufs, n-SuperHeader, &room)), queue)
+	}
+	return n, nil
 }
 
 // WriteSuper implements [OffloadDevice].
 func (s *superDevice) WriteSuper(bufs [][]byte) error {
+	q := s.queues[0]
+	if s.flows != nil {
+		var room [flowHeaders]byte
+		q = s.queues[s.flows.of(flowSlot(packetHead(bufs, flowHeaders, &room)))]
+	}
 	w := s.writes.Get().(*vectored)
 	w.bufs = bufs
-	err := s.conn.Write(w.try)
+	err := q.conn.Write(w.try)
 	werr := w.err
 	w.bufs = nil
 	s.writes.Put(w)
@@ -107,6 +119,21 @@ func (s *superDevice) WriteSuper(bufs [][]byte) error {
 		return s.failure("write", gone(werr))
 	}
 	return nil
+}
+
+// OnIdle implements [OffloadDevice].
+func (s *superDevice) OnIdle(f func()) { s.OnQueueIdle(0, f) }
+
+// OnQueueIdle implements [OffloadDevice].
+func (s *superDevice) OnQueueIdle(queue int, f func()) { s.queues[queue].idle = f }
+
+// Close implements [Device].
+func (s *superDevice) Close() error {
+	s.closed.Store(true) // before a reader of another queue can ask
+	for _, q := range s.queues[1:] {
+		q.file.Close()
+	}
+	return s.device.Close()
 }
 
 // gone makes an os.ErrClosed of the two ways in which a file ends: the poller's

@@ -85,6 +85,19 @@ type OffloadDevice interface {
 	// then. f must not use the device's ReadSuper. It is set before the
 	// first ReadSuper.
 	OnIdle(f func())
+
+	// Queues is how many queues there are: see [Config]. It never changes.
+	// Where there are several, all of them have to be read, by ReadQueue.
+	Queues() int
+
+	// ReadQueue is ReadSuper of one queue, 0 to Queues()-1; ReadSuper is that
+	// of the first. One goroutine may read each. The packets of a flow come
+	// out of one queue, in order, and WriteSuper sees to it that it stays the
+	// same; only among thousands of flows a few may move, once.
+	ReadQueue(queue int, bufs [][]byte) (int, error)
+
+	// OnQueueIdle is OnIdle for one queue.
+	OnQueueIdle(queue int, f func())
 }
 
 // Headroom is the room before each packet that a Device may use for itself. The
@@ -100,6 +113,10 @@ const (
 	DefaultMTU = 1500
 )
 
+// MaxQueues is the largest number of queues. Each wants a processor for itself,
+// and all of them feed one consumer.
+const MaxQueues = 16
+
 // Config says what device to make.
 type Config struct {
 	// Name of the interface. Empty means that the system chooses; on Linux a
@@ -108,6 +125,11 @@ type Config struct {
 	Name string
 	// MTU is the size of the largest packet; 0 means [DefaultMTU].
 	MTU int
+	// Queues is how many there are for packets from the kernel, each to be
+	// read by a goroutine of its own with [OffloadDevice].ReadQueue: Read and
+	// ReadSuper read the first only. 0 means 1. More are for [Open] on Linux;
+	// elsewhere the error Is errors.ErrUnsupported.
+	Queues int
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -117,12 +139,28 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MTU < MinMTU || c.MTU > MaxMTU {
 		return c, fmt.Errorf("mtu %d: must be %d to %d", c.MTU, MinMTU, MaxMTU)
 	}
+	if c.Queues == 0 {
+		c.Queues = 1
+	}
+	if c.Queues < 1 || c.Queues > MaxQueues {
+		return c, fmt.Errorf("%d queues: must be 1 to %d", c.Queues, MaxQueues)
+	}
 	return c, nil
 }
 
+// ofOneFile is withDefaults for what is one file, and so one queue.
+func (c Config) ofOneFile() (Config, error) {
+	c, err := c.withDefaults()
+	if err == nil && c.Queues > 1 {
+		err = fmt.Errorf("%d queues: a file is one; use Open", c.Queues)
+	}
+	return c, err
+}
+
 // Open makes a TUN interface and returns its device. On Linux a persistent
-// interface of that name, which nobody holds, is taken. The interface is not up
-// yet and has no addresses.
+// interface of that name, which nobody holds, is taken; it must have been made
+// for several queues if there are to be several, and else for one. The interface
+// is not up yet and has no addresses.
 //
 // What forbids it is an [*Obstacle].
 func Open(c Config) (Device, error) {
@@ -143,7 +181,7 @@ func Open(c Config) (Device, error) {
 //
 // Where the system cannot do this the error Is errors.ErrUnsupported.
 func FromFD(fd int, c Config) (Device, error) {
-	c, err := c.withDefaults()
+	c, err := c.ofOneFile()
 	if err != nil {
 		os.NewFile(uintptr(fd), "").Close()
 		return nil, err
@@ -157,7 +195,7 @@ func FromFD(fd int, c Config) (Device, error) {
 //
 // Where the system cannot do this the error Is errors.ErrUnsupported.
 func Create(c Config) (*os.File, error) {
-	c, err := c.withDefaults()
+	c, err := c.ofOneFile()
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,17 @@ const clonePath = "/dev/net/tun"
 // when the name is taken. wireguard/tun reads and writes from then on.
 
 func open(c Config) (Device, error) {
+	if c.Queues > 1 {
+		fds, name, err := attachQueues(c)
+		if err != nil {
+			return nil, err
+		}
+		if err := settle(name, c.MTU); err != nil {
+			closeAll(fds)
+			return nil, err
+		}
+		return fromFDs(fds, c)
+	}
 	fd, _, err := createFD(c)
 	if err != nil {
 		return nil, err
@@ -37,19 +48,34 @@ func create(c Config) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func fromFD(fd int, c Config) (Device, error) {
+func fromFD(fd int, c Config) (Device, error) { return fromFDs([]int{fd}, c) }
+
+// fromFDs returns the device of an interface of which each file is a queue.
+func fromFDs(fds []int, c Config) (Device, error) {
+	fd := fds[0]
 	if err := checkTUN(fd); err != nil {
-		unix.Close(fd)
+		closeAll(fds)
 		return nil, err
+	}
+	var more []*os.File
+	closeMore := func() {
+		for _, f := range more {
+			f.Close()
+		}
+	}
+	for _, fd := range fds[1:] {
+		more = append(more, os.NewFile(uintptr(fd), clonePath))
 	}
 	// An error in here leaves fd to the finalizer of an os.File.
 	wg, name, err := wgtun.CreateUnmonitoredTUNFromFD(fd)
 	if err != nil {
+		closeMore()
 		return nil, fmt.Errorf("tun from file descriptor %d: %w", fd, err)
 	}
-	d, err := newSuper(&device{wg: wg, name: name, mtu: c.MTU}, fd)
+	d, err := newSuper(&device{wg: wg, name: name, mtu: c.MTU}, fd, more)
 	if err != nil {
 		wg.Close()
+		closeMore()
 		return nil, err
 	}
 	return d, nil
@@ -73,44 +99,58 @@ func checkTUN(fd int) error {
 }
 
 func createFD(c Config) (fd int, name string, err error) {
-	if !validName(c.Name) {
-		return -1, "", fmt.Errorf("tun name %q: must be at most %d bytes without space, slash or colon", c.Name, unix.IFNAMSIZ-1)
+	fd, name, err = attach(c.Name, 0)
+	if err != nil {
+		return -1, "", err
+	}
+	if err := settle(name, c.MTU); err != nil {
+		unix.Close(fd)
+		return -1, "", err
+	}
+	return fd, name, nil
+}
+
+// attach opens a file of an interface, which it makes if there is none of that
+// name; flags are those of TUNSETIFF besides what all of ours have.
+func attach(name string, flags uint16) (fd int, got string, err error) {
+	if !validName(name) {
+		return -1, "", fmt.Errorf("tun name %q: must be at most %d bytes without space, slash or colon", name, unix.IFNAMSIZ-1)
 	}
 	fd, err = unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return -1, "", openError(err)
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
-
-	ifr, err := unix.NewIfreq(c.Name)
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
+		unix.Close(fd)
 		return -1, "", err
 	}
 	// With the virtio-net header the kernel neither splits nor checksums
 	// TCP for us: five times the throughput at an MTU of 1500.
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		_, lookup := net.InterfaceByName(c.Name)
-		return -1, "", attachError(c.Name, lookup == nil, err)
+		unix.Close(fd)
+		_, lookup := net.InterfaceByName(name)
+		return -1, "", attachError(name, lookup == nil, flags&unix.IFF_MULTI_QUEUE != 0, err)
 	}
-	name = ifr.Name()
-	switch err := setMTU(name, c.MTU); {
+	return fd, ifr.Name(), nil
+}
+
+// settle gives an interface that we hold its MTU and the length of its queues.
+func settle(name string, mtu int) error {
+	switch err := setMTU(name, mtu); {
 	case errors.Is(err, unix.EPERM):
-		return -1, "", &Obstacle{
-			What:   fmt.Sprintf("interface %s has another mtu than %d and may not be changed", name, c.MTU),
-			Remedy: fmt.Sprintf("run `ip link set %s mtu %d` as root, or choose its mtu", name, c.MTU),
+		return &Obstacle{
+			What:   fmt.Sprintf("interface %s has another mtu than %d and may not be changed", name, mtu),
+			Remedy: fmt.Sprintf("run `ip link set %s mtu %d` as root, or choose its mtu", name, mtu),
 			Err:    err,
 		}
 	case err != nil:
-		return -1, "", fmt.Errorf("set mtu %d of %s: %w", c.MTU, name, err)
+		return fmt.Errorf("set mtu %d of %s: %w", mtu, name, err)
 	}
 	// Who was given an interface by root may not, and lives with what it has.
 	_ = interfaceIoctl(unix.SIOCSIFTXQLEN, name, queueLength)
-	return fd, name, nil
+	return nil
 }
 
 // queueLength is how many packets wait for us before the kernel drops one. Its own
@@ -177,8 +217,8 @@ func openError(err error) error {
 }
 
 // attachError explains why an interface cannot be made or taken. exists says
-// whether there is one of that name.
-func attachError(name string, exists bool, err error) error {
+// whether there is one of that name, several whether it was to have several queues.
+func attachError(name string, exists, several bool, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return &Obstacle{
@@ -191,6 +231,13 @@ func attachError(name string, exists bool, err error) error {
 			What:   "a tun interface may not be made without CAP_NET_ADMIN",
 			Remedy: "run as root, or start the container with `--cap-add NET_ADMIN`",
 			Err:    err,
+		}
+	case errors.Is(err, unix.EINVAL) && exists && several:
+		return &Obstacle{
+			What: "interface " + name + " exists and is not a tun of several queues",
+			Remedy: "use one queue, choose another name, or remove it with `ip link del " + name + "` and, if it is to stay, " +
+				"make it with `ip tuntap add dev " + name + " mode tun multi_queue`",
+			Err: err,
 		}
 	case errors.Is(err, unix.EINVAL) && exists:
 		return &Obstacle{

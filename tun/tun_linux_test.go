@@ -479,10 +479,12 @@ func TestErrorsOfTheKernelAreExplained(t *testing.T) {
 		{openError(unix.EACCES), "chmod 0666 /dev/net/tun"},
 		{openError(unix.EPERM), "--device /dev/net/tun"},
 		{openError(unix.EMFILE), ""},
-		{attachError("tun0", true, unix.EBUSY), "another name"},
-		{attachError("tun0", false, unix.EPERM), "CAP_NET_ADMIN"},
-		{attachError("tun0", true, unix.EINVAL), "another name"},
-		{attachError("tun0", false, unix.EINVAL), ""},
+		{attachError("tun0", true, false, unix.EBUSY), "another name"},
+		{attachError("tun0", false, false, unix.EPERM), "CAP_NET_ADMIN"},
+		{attachError("tun0", true, false, unix.EINVAL), "another name"},
+		{attachError("tun0", false, false, unix.EINVAL), ""},
+		{attachError("tun0", true, true, unix.EINVAL), "multi_queue"},
+		{attachError("tun0", true, true, unix.EBUSY), "another name"},
 	} {
 		var o *Obstacle
 		switch found := errors.As(tt.err, &o); {

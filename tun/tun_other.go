@@ -12,6 +12,9 @@ import (
 )
 
 func open(c Config) (Device, error) {
+	if c.Queues > 1 {
+		return nil, unsupported("a tun of several queues")
+	}
 	name := c.Name
 	if name == "" && runtime.GOOS == "darwin" {
 		name = "utun" // the system chooses the number

@@ -137,3 +137,22 @@ func IP(t testing.TB, line string) string {
 	t.Helper()
 	return Run(t, "iproute2", "ip", strings.Fields(line)...)
 }
+
+// Loopback sets the loopback interface of the namespace up, which in a new one is
+// down. Where there is no namespace it does nothing. It is for TestMain.
+func Loopback() error {
+	if os.Getenv(entered) != "yes" {
+		return nil
+	}
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(sock)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, lo)
+}
