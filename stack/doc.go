@@ -12,9 +12,10 @@
 // # Theory of operation
 //
 // One goroutine reads the device in batches and delivers each packet to
-// netstack (link.go). Addresses are not configured anywhere: the interface is
-// promiscuous (every destination is ours) and spoofing (every source may be
-// ours).
+// netstack (link.go); where the device has several queues ([QueueDevice]), one
+// goroutine for each, and whichever ends first ends all. Addresses are not
+// configured anywhere: the interface is promiscuous (every destination is ours)
+// and spoofing (every source may be ours).
 //
 // What is not from one host to one host (multicast, broadcast, unspecified or
 // IPv4-mapped addresses) is dropped before any handler sees it.

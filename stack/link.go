@@ -20,6 +20,7 @@ import (
 type link struct {
 	dev      Device
 	super    SuperDevice // nil: the plain way
+	queues   QueueDevice // super, where it has several; else nil
 	rows     bool        // super passes rows of datagrams as one
 	mtu      uint32
 	headroom int
@@ -53,18 +54,29 @@ func newLink(dev Device, headroom int) (*link, error) {
 		if d, ok := super.(DatagramDevice); ok {
 			l.rows = d.SuperDatagrams()
 		}
+		if q, ok := super.(QueueDevice); ok && q.Queues() > 1 {
+			l.queues = q
+		}
 	}
 	headroom = l.headroom
 	l.frames.New = func() any { return &frame{buf: make([]byte, 0, headroom+mtu)} }
 	return l, nil
 }
 
-// readLoop delivers packets until the device fails, and returns its error.
-// before sees each packet first, on packet tempo, but for the datagrams, which
-// are the burst's.
-func (l *link) readLoop(before func(packet []byte), datagrams *burst) error {
+// readers is how many goroutines read the device: one for each queue.
+func (l *link) readers() int {
+	if l.queues != nil {
+		return l.queues.Queues()
+	}
+	return 1
+}
+
+// readLoop delivers the packets of a queue until the device fails, and returns
+// its error. before sees each packet first, on packet tempo, but for the
+// datagrams, which are the burst's.
+func (l *link) readLoop(queue int, before func(packet []byte), datagrams *burst) error {
 	if l.super != nil {
-		return l.readSuperLoop(before, datagrams)
+		return l.readSuperLoop(queue, before, datagrams)
 	}
 	datagrams.told = true
 	batch := max(l.dev.BatchSize(), 1)

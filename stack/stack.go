@@ -179,9 +179,20 @@ func (s *Stack) Run(ctx context.Context) error {
 		force.Stop()
 		s.opts.Device.Close()
 	})
-	err = s.link.readLoop(s.beforeDeliver, s.newBurst())
-	cause := ctx.Err()
-	cancel()
+	// The first reader that ends is the end of all: it has the device closed.
+	var first sync.Once
+	var cause error
+	read := func(queue int) {
+		failure := s.link.readLoop(queue, s.beforeDeliver, s.newBurst())
+		first.Do(func() {
+			err, cause = failure, ctx.Err()
+			cancel()
+		})
+	}
+	for queue := 1; queue < s.link.readers(); queue++ {
+		ended.Go(func() { read(queue) })
+	}
+	read(0)
 	ended.Wait()
 	s.net.Store(nil)
 	n.Destroy()

@@ -29,6 +29,22 @@ type SuperDevice interface {
 	WriteSuper(bufs [][]byte) error
 }
 
+// QueueDevice is what a [SuperDevice] also is that has several queues to be read,
+// each by a goroutine of its own. The packets of a flow come by one of them.
+type QueueDevice interface {
+	SuperDevice
+
+	// Queues returns how many there are. It never changes.
+	Queues() int
+
+	// ReadQueue is ReadSuper of one queue, 0 to Queues()-1.
+	ReadQueue(queue int, bufs [][]byte) (int, error)
+
+	// OnQueueIdle has f called by each ReadQueue of that queue that finds
+	// nothing, before it blocks: see [DatagramDevice].
+	OnQueueIdle(queue int, f func())
+}
+
 // superHeader is the length of a virtio-net header.
 const superHeader = 10
 
@@ -54,8 +70,13 @@ const maxSuper = 65535
 var viewSizes = [...]int{2 << 10, 16 << 10, 64 << 10}
 
 // readSuperLoop is readLoop for a SuperDevice.
-func (l *link) readSuperLoop(before func(packet []byte), datagrams *burst) error {
-	if d, ok := l.super.(DatagramDevice); ok {
+func (l *link) readSuperLoop(queue int, before func(packet []byte), datagrams *burst) error {
+	read := l.super.ReadSuper
+	if l.queues != nil {
+		datagrams.told = true
+		l.queues.OnQueueIdle(queue, datagrams.flush)
+		read = func(bufs [][]byte) (int, error) { return l.queues.ReadQueue(queue, bufs) }
+	} else if d, ok := l.super.(DatagramDevice); ok {
 		datagrams.told = true
 		d.OnIdle(datagrams.flush)
 	}
@@ -77,7 +98,7 @@ func (l *link) readSuperLoop(before func(packet []byte), datagrams *burst) error
 			}
 			bufs[1+i] = views[i].AsSlice()
 		}
-		n, err := l.super.ReadSuper(bufs)
+		n, err := read(bufs)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,9 @@ import (
 // time.
 type UDPFlusher interface {
 	// FlushUDP is called when no datagram follows at once on those that
-	// ServeUDP has taken. Packet tempo: it must not block.
+	// ServeUDP has taken. Packet tempo: it must not block. Where a device has
+	// several queues, it is called by each of their readers, also while others
+	// are in ServeUDP: it may send on what those have brought, too.
 	FlushUDP()
 }
 
