@@ -20,8 +20,9 @@
 // outbound that says that it carries no UDP is believed for a minute.
 //
 // What is sent on an open path waits for [Table.Flush], at most as long as the
-// packets that were read in one go take; the replies that come in one go are
-// written in rows ([RowWriter]).
+// packets that were read in one go take. Several readers may send and flush beside
+// each other: a flush sends what there is, whoever brought it. The replies that
+// come in one go are written in rows ([RowWriter]).
 //
 // A datagram notes the time in its path and session and sets no timer. A wheel
 // (wheel.go) holds each of them where it expires at the earliest, and puts it off

@@ -92,11 +92,14 @@ type Table struct {
 	stop  context.CancelFunc
 	work  sync.WaitGroup
 
-	last atomic.Pointer[path] // that Send found last, while it is in paths; set under mu
+	// last are the paths that Send found last, while they are in paths, by the
+	// client's port: readers of several queues have one each. Set under mu.
+	last [lastPaths]atomic.Pointer[path]
 
 	waiting struct {
-		mu           sync.Mutex // guards what follows
-		dirty, spare []*session // those with datagrams that wait for Flush; its slice the next time
+		mu    sync.Mutex   // guards what follows
+		dirty []*session   // those with datagrams that wait for Flush
+		spare [][]*session // slices for it, of flushes that have ended
 	}
 
 	mu       sync.RWMutex // guards what follows; never held across I/O
@@ -188,14 +191,15 @@ func (t *Table) Run(ctx context.Context) {
 // and does not keep payload; for a path that is open it does not allocate either.
 // False says that the client should be told at once that the port is unreachable.
 func (t *Table) Send(src, dst netip.AddrPort, payload []byte) bool {
-	p := t.last.Load()
+	last := t.lastOf(src)
+	p := last.Load()
 	if p == nil || p.src != src || p.dst != dst {
 		key := pathKey{src, dst}
 		var no refusal
 		var refused bool
 		t.mu.RLock()
 		if p = t.paths[key]; p != nil {
-			t.last.Store(p)
+			last.Store(p)
 		} else {
 			no, refused = t.refused[key]
 		}
@@ -213,13 +217,26 @@ func (t *Table) Send(src, dst netip.AddrPort, payload []byte) bool {
 	return p.send(payload)
 }
 
+// maxSpare is how many flushes may run at once without making each other's next
+// allocate: those of the readers of a device.
+const maxSpare = 16
+
 // Flush sends what waits for it: datagrams that Send took in a row go out together.
-// It does not block.
+// It does not block. Beside other calls of Send and Flush it may send what those
+// have brought, and leave to another Flush, which is under way, what its caller
+// has: each datagram goes out once, and those of a path in order.
 func (t *Table) Flush() {
 	w := &t.waiting
 	w.mu.Lock()
 	dirty := w.dirty
-	w.dirty, w.spare = w.spare, nil
+	if len(dirty) == 0 {
+		w.mu.Unlock()
+		return
+	}
+	w.dirty = nil
+	if last := len(w.spare) - 1; last >= 0 {
+		w.dirty, w.spare = w.spare[last], w.spare[:last]
+	}
 	w.mu.Unlock()
 	for _, s := range dirty {
 		s.dirty.Store(false) // first: what is queued from now on may come too late for this flush
@@ -227,8 +244,8 @@ func (t *Table) Flush() {
 	}
 	clear(dirty)
 	w.mu.Lock()
-	if w.spare == nil {
-		w.spare = dirty[:0]
+	if len(w.spare) < maxSpare {
+		w.spare = append(w.spare, dirty[:0])
 	}
 	w.mu.Unlock()
 }
@@ -419,7 +436,15 @@ func (t *Table) endPath(p *path) {
 func (t *Table) forgetLocked(p *path) {
 	delete(t.paths, pathKey{p.src, p.dst})
 	p.due.unlink()
-	t.last.CompareAndSwap(p, nil)
+	t.lastOf(p.src).CompareAndSwap(p, nil)
+}
+
+// lastPaths is a power of two. Two clients that send at once share a place as often
+// as one in so many times, and then each of their datagrams is looked up.
+const lastPaths = 64
+
+func (t *Table) lastOf(src netip.AddrPort) *atomic.Pointer[path] {
+	return &t.last[src.Port()%lastPaths]
 }
 
 // Stats are the sizes of the table now, and how many sessions had to make room.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -725,5 +727,107 @@ func waitReady(tab *Table) {
 			return
 		}
 		time.Sleep(time.Millisecond) // the path's goroutine announces nothing
+	}
+}
+
+// TestFlushesBesideEachOther is what the readers of a device with several queues
+// do: each sends on paths of its own, of sessions that they share, and flushes.
+// Every datagram goes out once, those of a path in order.
+func TestFlushesBesideEachOther(t *testing.T) {
+	const readers, sessions, rows, row = 4, 5, 200, 7
+	d := new(queueDialer)
+	tab := New(Options{Decide: via(d), Writer: new(recorder)})
+	ctx, cancel := context.WithCancel(context.Background())
+	var ended sync.WaitGroup
+	ended.Go(func() { tab.Run(ctx) })
+
+	client := func(i int) netip.AddrPort { return netip.AddrPortFrom(clientA.Addr(), uint16(1000+i)) }
+	remote := func(i int) netip.AddrPort { return netip.AddrPortFrom(remote1.Addr(), uint16(1+i)) }
+	var reading sync.WaitGroup
+	for r := range readers {
+		reading.Go(func() {
+			for i := range sessions { // first the paths: what waits for them is limited
+				for tab.Send(client(i), remote(r), []byte("open")); !pathIsReady(tab, client(i), remote(r)); {
+					runtime.Gosched()
+				}
+			}
+			for n := range rows {
+				for i := range row {
+					for s := range sessions {
+						if !tab.Send(client(s), remote(r), fmt.Append(nil, n*row+i)) {
+							t.Errorf("refused")
+						}
+					}
+				}
+				tab.Flush()
+			}
+		})
+	}
+	reading.Wait()
+	// No Flush from here on: a reader's last has left nothing to anybody but to
+	// one that was under way, which may be that of a path's goroutine.
+	cancel()
+	ended.Wait()
+	if len(d.conns) != sessions {
+		t.Fatalf("%d sessions, want %d", len(d.conns), sessions)
+	}
+	for _, c := range d.conns {
+		next := make(map[string]int)
+		for _, text := range c.texts() {
+			to, payload, _ := strings.Cut(text, " ")
+			if payload == "open" {
+				continue
+			}
+			if payload != fmt.Sprint(next[to]) {
+				t.Fatalf("to %s: datagram %s, want %d", to, payload, next[to])
+			}
+			next[to]++
+		}
+		for r := range readers {
+			if to := remote(r).String(); next[to] != rows*row {
+				t.Errorf("to %s: %d datagrams, want %d", to, next[to], rows*row)
+			}
+		}
+	}
+}
+
+func pathIsReady(tab *Table, src, dst netip.AddrPort) bool {
+	tab.mu.RLock()
+	defer tab.mu.RUnlock()
+	p := tab.paths[pathKey{src, dst}]
+	return p != nil && p.ready.Load() != nil
+}
+
+// BenchmarkFlush is rows of 8 datagrams, each row flushed, by one reader and by
+// two with a path each. An operation is a datagram.
+func BenchmarkFlush(b *testing.B) {
+	const row = 8
+	for _, readers := range []int{1, 2} {
+		b.Run(fmt.Sprintf("readers=%d", readers), func(b *testing.B) {
+			tab, stop := discardTable()
+			defer stop()
+			payload := make([]byte, 1200)
+			clients := []netip.AddrPort{clientA, clientB}
+			for _, c := range clients {
+				for tab.Send(c, remote1, nil); !pathIsReady(tab, c, remote1); {
+					runtime.Gosched()
+				}
+			}
+			b.ReportAllocs()
+			b.SetBytes(int64(len(payload)))
+			b.ResetTimer()
+			var reading sync.WaitGroup
+			for _, c := range clients[:readers] {
+				reading.Go(func() {
+					for range b.N / readers / row {
+						for range row {
+							tab.Send(c, remote1, payload)
+						}
+						tab.Flush()
+					}
+				})
+			}
+			reading.Wait()
+		})
 	}
 }
