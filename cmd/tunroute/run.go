@@ -85,7 +85,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	// A second daemon fails here, before it touches what is the first one's.
-	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU})
+	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU, Queues: d.cfg.TUN.Queues})
 	if errors.Is(err, syscall.EACCES) {
 		// To be let at the device is enough for exec, not for this.
 		return fmt.Errorf("run: not without root, or CAP_NET_ADMIN and %w", errors.Unwrap(err))

@@ -25,9 +25,10 @@ type Config struct {
 	// that none matches is rejected. [rules.md](rules.md) tells how a rule
 	// matches, with examples.
 	Rules []Rule `yaml:"rules"`
-	// The TUN interface and the routes into it. `routes`, `exclude`, `table`,
-	// `mark` and `strict` are for `run`: `exec` has a network namespace of its
-	// own, from which nothing leads out but its TUN.
+	// The TUN interface and the routes into it. `queues`, `routes`, `exclude`,
+	// `table`, `mark` and `strict` are for `run`: `exec` has a network
+	// namespace of its own, from which nothing leads out but its TUN, and one
+	// queue.
 	TUN TUN `yaml:"tun"`
 	// The DNS server that gives names fake addresses.
 	DNS DNS `yaml:"dns"`
@@ -149,6 +150,10 @@ type TUN struct {
 	Name string `yaml:"name"`
 	// The largest packet in bytes, IP header included; 1280 to 65535.
 	MTU int `yaml:"mtu"`
+	// How many queues packets from programs have, each with a goroutine that
+	// reads it; 1 to 16. More than one is for Linux; [run.md](run.md) tells
+	// who may want that.
+	Queues int `yaml:"queues"`
 	// The prefixes that are routed into the interface. The fake ranges of
 	// `dns` always are.
 	Routes []netip.Prefix `yaml:"routes"`

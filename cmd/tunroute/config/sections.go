@@ -78,6 +78,7 @@ func (t *TUN) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(t).Elem(), "tun")
 	t.atExclude = at(valueAt(n, "exclude"))
 	d.checkRange(n, "mtu", t.MTU, 1280, 65535) // RFC 8200 §5: IPv6 needs 1280
+	d.checkRange(n, "queues", t.Queues, 1, 16) // as many as package tun takes
 	if msg := badInterface(t.Name); msg != "" {
 		d.errorf(valueAt(n, "name"), "write a short word, as in tunroute0", "name %s", msg)
 	}
