@@ -88,7 +88,11 @@ func New(t testing.TB) *Lab {
 		own = append(own, Target4(i+1), Target6(i+1))
 	}
 	for _, a := range own {
-		l.Srv.IP(t, fmt.Sprintf("addr add %s dev lo", netip.PrefixFrom(a, a.BitLen())))
+		line := fmt.Sprintf("addr add %s dev lo", netip.PrefixFrom(a, a.BitLen()))
+		if a.Is6() {
+			line += " nodad" // or it can be bound to a moment later only
+		}
+		l.Srv.IP(t, line)
 	}
 	for _, line := range []string{
 		// To lan as well: a packet that host forwards past tunroute is
