@@ -34,7 +34,7 @@ var floors = map[string][]string{
 	"router/socks":        {},
 	"router/relay":        {},
 	"router/rule":         {"router/flow"},
-	"router/outbound":     {"router/flow", "router/socks", "router/outbound", "router/interop/servers"},
+	"router/outbound":     {"router/flow", "router/socks", "router/relay", "router/outbound", "router/interop/servers"},
 	"router/udpnat":       {"router/flow", "router/outbound"},
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow"},

@@ -24,13 +24,21 @@ const maxDatagram = 65535 - 8
 // header for each hop.
 //
 // It is an [ErrNoUDP] if the server is a SOCKS4 one, if it answers "command not
-// supported" or hangs up, and if a hop before it does.
+// supported" or hangs up, and if a hop before it does. So it is if the server is
+// spoken to over a unix socket: its relay takes datagrams from the address that the
+// request came from (RFC 1928 §7), and there is none. And over TLS, because the
+// datagrams would go beside it, for everybody to read.
 func (s *Socks) OpenUDP(ctx context.Context) (PacketConn, error) {
 	if s.opts.Version != socks.Version5 {
 		return nil, s.hopError(opRequest, fmt.Errorf("SOCKS4: %w", ErrNoUDP))
 	}
-	via, ok := s.opts.Via.(PacketDialer)
-	if !ok {
+	via, ok := s.via.(PacketDialer)
+	switch {
+	case s.overUnix():
+		return nil, s.hopError(opRequest, fmt.Errorf("over a unix socket: %w", ErrNoUDP))
+	case s.tls != nil:
+		return nil, s.hopError(opRequest, fmt.Errorf("over TLS: %w", ErrNoUDP))
+	case !ok:
 		return nil, s.hopError(opConnect, ErrNoUDP)
 	}
 	// The nearest hop is asked first: if it carries no UDP, the others are
@@ -99,7 +107,7 @@ func (s *Socks) serverSeen(conn Conn) flow.Target {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok && len(s.hops) == 1 {
 		return flow.AddrTarget(tcp.AddrPort())
 	}
-	return s.opts.Server
+	return s.server
 }
 
 // relayTarget returns where a server takes our datagrams that says bound. An

@@ -1,8 +1,11 @@
 package outbound_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -39,8 +42,14 @@ func TestDirect(t *testing.T) {
 
 // link is a server of a chain, as a URL's scheme and user say it.
 type link struct {
-	scheme string // socks4, socks4a, socks5, socks5h
+	scheme string // socks4, socks4a, socks5, socks5h; with +unix or +tls behind it
 	user   string // with a password of the same length, for SOCKS5
+}
+
+// over returns the scheme without what it goes over, and that.
+func (l link) over() (scheme, over string) {
+	scheme, over, _ = strings.Cut(l.scheme, "+")
+	return scheme, over
 }
 
 // options returns the options of the outbound that goes to a server at target
@@ -48,12 +57,13 @@ type link struct {
 func (l link) options(name string, target flow.Target, via outbound.Dialer, r outbound.Resolver) outbound.SocksOptions {
 	o := outbound.SocksOptions{Name: name, Server: target, Via: via, User: l.user, Resolver: r}
 	o.Version = socks.Version5
-	if l.scheme == "socks4" || l.scheme == "socks4a" {
+	scheme, _ := l.over()
+	if scheme == "socks4" || scheme == "socks4a" {
 		o.Version = socks.Version4
 	} else {
 		o.Password = password(l.user)
 	}
-	o.RemoteNames = l.scheme == "socks4a" || l.scheme == "socks5h"
+	o.RemoteNames = scheme == "socks4a" || scheme == "socks5h"
 	return o
 }
 
@@ -69,19 +79,52 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 	var d outbound.Dialer = newDirect(t, env.Resolver)
 	for i, l := range links {
 		o := outboundtest.ServerOptions{User: l.user, Resolver: env.Resolver}
-		if l.scheme == "socks5" || l.scheme == "socks5h" {
+		scheme, over := l.over()
+		if scheme == "socks5" || scheme == "socks5h" {
 			o.Password = password(l.user)
 		}
+		var trust *x509.CertPool
+		switch over {
+		case "unix":
+			o.Unix = true
+		case "tls":
+			o.TLS, trust = serverTLS(t)
+		}
 		server := outboundtest.StartServer(t, o)
-		d = newSocks(t, l.options(string(rune('a'+i)), server.Target(), d, env.Resolver))
+		if over == "unix" {
+			d = newUnix(t, server.Path())
+		}
+		c := l.options(string(rune('a'+i)), server.Target(), d, env.Resolver)
+		if trust != nil {
+			c.TLS = &tls.Config{RootCAs: trust}
+		}
+		d = newSocks(t, c)
 	}
 	return d
+}
+
+// serverTLS returns the config of a TLS server with a certificate of its own, and
+// who trusts it.
+func serverTLS(t testing.TB) (*tls.Config, *x509.CertPool) {
+	t.Helper()
+	cert, trust, _ := outboundtest.Certificate(t, "localhost")
+	return &tls.Config{Certificates: []tls.Certificate{cert}}, trust
+}
+
+func newUnix(t testing.TB, path string) *outbound.Unix {
+	t.Helper()
+	u, err := outbound.NewUnix(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }
 
 func TestSocks(t *testing.T) {
 	const header = 10 // of a SOCKS UDP header with an IPv4 address
 	socks4 := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true}
 	socks5 := outboundtest.Options{MaxUDP: 65507 - header}
+	noUDP := outboundtest.Options{NoUDP: true}
 	tests := []struct {
 		name    string
 		links   []link
@@ -96,8 +139,16 @@ func TestSocks(t *testing.T) {
 		{"socks5h user", []link{{"socks5h", "ann"}}, socks5},
 		{"chain of 2", []link{{"socks5", "ann"}, {"socks5h", ""}}, outboundtest.Options{MaxUDP: 65507 - 2*header}},
 		{"chain of 2 with socks4a", []link{{"socks5h", ""}, {"socks4a", "bob"}}, socks4},
-		{"chain of 3", []link{{"socks4", ""}, {"socks5", "ann"}, {"socks5h", "bob"}}, outboundtest.Options{NoUDP: true}},
+		{"chain of 3", []link{{"socks4", ""}, {"socks5", "ann"}, {"socks5h", "bob"}}, noUDP},
 		{"chain of 3 with UDP", []link{{"socks5h", "ann"}, {"socks5", ""}, {"socks5", "bob"}}, outboundtest.Options{MaxUDP: 65507 - 3*header}},
+		{"socks4a over a unix socket", []link{{"socks4a+unix", "ann"}}, socks4},
+		{"socks5 over a unix socket", []link{{"socks5+unix", ""}}, noUDP},
+		{"socks5h over a unix socket", []link{{"socks5h+unix", "ann"}}, noUDP},
+		{"socks4a over TLS", []link{{"socks4a+tls", "ann"}}, socks4},
+		{"socks5 over TLS", []link{{"socks5+tls", ""}}, noUDP},
+		{"socks5h over TLS", []link{{"socks5h+tls", "ann"}}, noUDP},
+		{"TLS within TLS behind a server", []link{{"socks5", "ann"}, {"socks5+tls", ""}, {"socks5h+tls", "bob"}}, noUDP},
+		{"chain of 2 over a unix socket", []link{{"socks5h+unix", "ann"}, {"socks5h", ""}}, noUDP},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,7 +3,7 @@
 //
 // Start at [Dialer]; [Direct], [Socks], [Reject] and [Drop] are the outbounds.
 // A chain needs no type of its own: a [Socks] speaks to its server through
-// another [Dialer].
+// another [Dialer]. A server on a unix socket is reached through a [Unix].
 //
 // The package does not choose among outbounds (package rule does) and copies no
 // payload (package relay does). What every outbound must do is written down as
@@ -17,10 +17,14 @@
 //	Socks b.DialTCP(target)
 //	    Socks a.DialTCP(server of b)
 //	        Direct.DialTCP(server of a)    connect      Connect
+//	        TLS, if a has it               handshake    Negotiate
 //	        greeting, user and password    negotiate    Negotiate
 //	        request for the server of b    request      Request
 //	    greeting, user and password        negotiate    Negotiate
 //	    request for the target             request      Request
+//
+// What comes back is the first hop's own socket, which is relayed without a
+// goroutine, unless a hop has TLS: then each byte has to be decrypted here.
 //
 // Each step has its own limit, and the end of the dial's context ends any of
 // them by closing the connection. A step that fails is a [HopError] with the

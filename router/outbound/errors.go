@@ -33,7 +33,7 @@ var errUnprepared = errors.New("target has no address: it is not from Prepare")
 type HopError struct {
 	Hop, Hops int    // 1 is the server nearest to us; Hops is the length of the chain
 	Upstream  string // the name that the config gives the server
-	Op        string // "connect", "negotiate", "authenticate", "request"
+	Op        string // "connect", "handshake", "negotiate", "authenticate", "request"
 	Err       error  // a [socks.ReplyError] or [socks.ReplyError4], a [net.Error], io.EOF, ...
 }
 
@@ -97,6 +97,7 @@ func Refused(err error) bool { return err != nil && Errno(err) == syscall.ECONNR
 // The steps of a dial, as [HopError.Op] names them.
 const (
 	opConnect      = "connect"
+	opTLS          = "handshake"
 	opNegotiate    = "negotiate"
 	opAuthenticate = "authenticate"
 	opRequest      = "request"

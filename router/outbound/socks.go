@@ -2,12 +2,10 @@ package outbound
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -47,10 +45,15 @@ type SocksOptions struct {
 	RemoteNames bool
 
 	// Server is where the server listens. If it is a name, Via resolves it.
+	// It is the zero Target if Via is a [Unix].
 	Server flow.Target
-	// Via is how the server is reached: a [Direct], or another Socks, which
-	// makes a chain. It carries our UDP as well if it is a [PacketDialer].
+	// Via is how the server is reached: a [Direct], a [Unix], or the way
+	// through another server, which makes a chain. It carries our UDP as well
+	// if it is a [PacketDialer].
 	Via Dialer
+	// TLS, if not nil, has the server spoken to over TLS. A ServerName that is
+	// empty is that of Server. The Config is copied.
+	TLS *tls.Config
 
 	// User and Password are sent as RFC 1929 has it, if either is not empty.
 	// The server is offered nothing else then: danted picks by its own order,
@@ -65,8 +68,8 @@ type SocksOptions struct {
 
 	// Connect limits a look-up of the Resolver, and the connect to the
 	// server; where Via is a chain, its own limits hold for that. Negotiate
-	// and Request limit the steps after it. 0 is DefaultConnect,
-	// DefaultNegotiate and DefaultRequest.
+	// and Request limit the steps after it, Negotiate the TLS handshake too.
+	// 0 is DefaultConnect, DefaultNegotiate and DefaultRequest.
 	Connect, Negotiate, Request time.Duration
 }
 
@@ -75,10 +78,10 @@ type SocksOptions struct {
 //
 // It sends each message in one write and waits for the answer before the next:
 // microsocks hangs for ever otherwise. Its connections are those of the first
-// hop, with nothing in between.
+// hop, with nothing in between but TLS where a hop has it.
 type Socks struct {
+	hop
 	opts SocksOptions
-	hops []string // of the whole chain, ours last
 
 	buffers sync.Pool // of *[]byte, maxDatagram long
 	stats   struct{ fragments, strangers, malformed atomic.Uint64 }
@@ -93,12 +96,8 @@ var (
 // NewSocks returns a Socks. It opens nothing.
 func NewSocks(o SocksOptions) (*Socks, error) {
 	switch {
-	case o.Via == nil:
-		return nil, fmt.Errorf("%s: no way to the server: Via is nil", o.Name)
 	case o.Version != socks.Version4 && o.Version != socks.Version5:
 		return nil, fmt.Errorf("%s: SOCKS version %d, want 4 or 5", o.Name, o.Version)
-	case o.Server.Name == "" && !o.Server.Addr.IsValid(), o.Server.Port == 0:
-		return nil, fmt.Errorf("%s: server without a host or port", o.Name)
 	case o.Version == socks.Version4 && o.Password != "":
 		return nil, fmt.Errorf("%s: SOCKS4 has a user but no password", o.Name)
 	}
@@ -110,27 +109,16 @@ func NewSocks(o SocksOptions) (*Socks, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
-	setDefault(&o.Connect, DefaultConnect)
-	setDefault(&o.Negotiate, DefaultNegotiate)
-	setDefault(&o.Request, DefaultRequest)
-	o.Server = unname(o.Server)
-	s := &Socks{opts: o}
-	if c, ok := o.Via.(Chain); ok {
-		s.hops = c.Hops()
+	s := &Socks{opts: o, hop: hop{
+		name: o.Name, server: o.Server, via: o.Via, tls: o.TLS,
+		connect: o.Connect, negotiate: o.Negotiate, request: o.Request,
+	}}
+	if err := s.init(); err != nil {
+		return nil, err
 	}
-	s.hops = append(s.hops, o.Name)
 	s.buffers.New = func() any { b := make([]byte, maxDatagram); return &b }
 	return s, nil
 }
-
-func setDefault(d *time.Duration, value time.Duration) {
-	if *d == 0 {
-		*d = value
-	}
-}
-
-// Hops returns the names of the servers, that nearest to us first.
-func (s *Socks) Hops() []string { return slices.Clone(s.hops) }
 
 // SocksStats count the datagrams from a server that were dropped.
 type SocksStats struct {
@@ -204,7 +192,7 @@ func (s *Socks) addresses(ctx context.Context, t flow.Target) ([]socks.Addr, err
 	if s.opts.Version == socks.Version4 && !t.Addr.IsValid() {
 		network = "ip4"
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.opts.Connect)
+	ctx, cancel := context.WithTimeout(ctx, s.connect)
 	defer cancel()
 	ips, err := resolve(ctx, s.opts.Resolver, network, t, s.opts.Deny)
 	if err != nil {
@@ -247,87 +235,38 @@ func (s *Socks) encode(a socks.Addr) ([]byte, error) {
 	return b, err
 }
 
-// reach connects to the server.
-func (s *Socks) reach(ctx context.Context) (Conn, error) {
-	if len(s.hops) == 1 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.opts.Connect)
-		defer cancel()
-	}
-	conn, err := s.opts.Via.DialTCP(ctx, s.opts.Server)
-	if err == nil {
-		return conn, nil
-	}
-	// The last hop before us was asked for our server. What it answers is
-	// about the way to us; all else that goes wrong is a hop's own.
-	var hop *HopError
-	if errors.As(err, &hop) && hop.Hop == hop.Hops && hop.Op == opRequest {
-		return nil, s.hopError(opConnect, hop.Err)
-	}
-	return nil, s.viaError(err)
-}
-
-// hopError says that our own hop failed.
-func (s *Socks) hopError(op string, err error) error {
-	return &HopError{Hop: len(s.hops), Hops: len(s.hops), Upstream: s.opts.Name, Op: op, Err: err}
-}
-
-// viaError passes on an error of Via, seen from a chain that is longer. If it is
-// no hop's it is of our connect.
-func (s *Socks) viaError(err error) error {
-	var hop *HopError
-	if !errors.As(err, &hop) {
-		return s.hopError(opConnect, err)
-	}
-	h := *hop
-	h.Hops = len(s.hops)
-	return &h
-}
-
 // exchange negotiates with the server over a new connection, sends it a request
 // and returns the address in its reply. It closes the connection if ctx ends
 // before, or if anything else goes wrong; otherwise the connection is just behind
 // the reply.
-func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (socks.Addr, error) {
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	bound, op, err := s.handshake(conn, request)
-	if !stop() { // ctx has ended, and conn is closed or is about to be
-		err = context.Cause(ctx)
-	}
-	if err == nil {
-		err = conn.SetDeadline(time.Time{})
-	}
-	if err != nil {
-		conn.Close()
-		return socks.Addr{}, s.hopError(op, err)
-	}
-	return bound, nil
+func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (bound socks.Addr, err error) {
+	err = s.speak(ctx, conn, func() (op string, err error) {
+		bound, op, err = s.handshake(conn, request)
+		return op, err
+	})
+	return bound, err
 }
 
 // handshake speaks SOCKS with the server, up to the last byte of its reply. The
 // op is the step that an error belongs to.
 func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op string, err error) {
-	limit := s.opts.Negotiate
+	limit := s.negotiate
 	conn.SetDeadline(time.Now().Add(limit)) // if it fails, so does the write after it
 	if s.opts.Version == socks.Version5 {
 		op, err = s.authenticate(conn)
 	}
 	if err == nil {
-		op, limit = opRequest, s.opts.Request
+		op, limit = opRequest, s.request
 		conn.SetDeadline(time.Now().Add(limit))
-		bound, err = s.request(conn, request)
+		bound, err = s.requestOver(conn, request)
 	}
 	switch {
 	case errors.Is(err, socks.ErrNoMethod):
 		op = opAuthenticate
 	case errors.Is(err, socks.ErrProtocol):
 		op = opNegotiate // it says nothing about what was asked for
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded)
-	case isEOF(err):
-		err = fmt.Errorf("the server closed the connection instead of answering: %w", err)
 	}
-	return bound, op, err
+	return bound, op, noAnswer(err, limit)
 }
 
 // authenticate is RFC 1928 §3 and RFC 1929.
@@ -353,8 +292,8 @@ func (s *Socks) authenticate(conn Conn) (op string, err error) {
 	return opAuthenticate, err
 }
 
-// request sends a request and reads the reply.
-func (s *Socks) request(conn Conn, request []byte) (socks.Addr, error) {
+// requestOver sends a request and reads the reply.
+func (s *Socks) requestOver(conn Conn, request []byte) (socks.Addr, error) {
 	if _, err := conn.Write(request); err != nil {
 		return socks.Addr{}, err
 	}
@@ -363,8 +302,4 @@ func (s *Socks) request(conn Conn, request []byte) (socks.Addr, error) {
 	}
 	bound, err := socks.ReadReply4(conn)
 	return socks.Addr{IP: bound.Addr(), Port: bound.Port()}, err
-}
-
-func isEOF(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 )
@@ -72,13 +73,43 @@ func serveAll(t testing.TB, ips []netip.Addr, handle func(*net.TCPConn)) netip.A
 		t.Fatal(err)
 	}
 
+	all := make([]net.Listener, len(listeners))
+	for i, l := range listeners {
+		all[i] = l
+	}
+	accept(t, all, func(c net.Conn) { handle(c.(*net.TCPConn)) })
+	return netip.AddrPortFrom(ips[0], port)
+}
+
+// ServeUnix is [Serve] at a unix socket, whose path it returns.
+func ServeUnix(t testing.TB, handle func(*net.UnixConn)) string {
+	t.Helper()
+	// Not t.TempDir, in which the name of the test may be longer than the
+	// path of a socket can be.
+	dir, err := os.MkdirTemp("", "socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept(t, []net.Listener{l}, func(c net.Conn) { handle(c.(*net.UnixConn)) })
+	return path
+}
+
+// accept runs handle for each connection to one of the listeners, and closes all
+// at the end of the test.
+func accept(t testing.TB, listeners []net.Listener, handle func(net.Conn)) {
 	var mu sync.Mutex // guards conns; nil once the test is over
-	conns := map[*net.TCPConn]bool{}
+	conns := map[net.Conn]bool{}
 	var running sync.WaitGroup
 	for _, l := range listeners {
 		running.Go(func() {
 			for {
-				conn, err := l.AcceptTCP()
+				conn, err := l.Accept()
 				if err != nil {
 					return
 				}
@@ -114,7 +145,6 @@ func serveAll(t testing.TB, ips []netip.Addr, handle func(*net.TCPConn)) netip.A
 		mu.Unlock()
 		running.Wait()
 	})
-	return netip.AddrPortFrom(ips[0], port)
 }
 
 // ClosedPort returns an address of ip where nobody listens.

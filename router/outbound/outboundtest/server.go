@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"tunroute/router/flow"
 	"tunroute/router/outbound"
@@ -20,8 +22,12 @@ import (
 
 // ServerOptions describe a [Server]. The zero value is a server for anybody.
 type ServerOptions struct {
-	// Listen is the address to listen at; the zero Addr is 127.0.0.1.
+	// Listen is the address to listen at; the zero Addr is 127.0.0.1. Unix
+	// says to listen at a unix socket instead.
 	Listen netip.Addr
+	Unix   bool
+	// TLS, if not nil, has clients speak TLS: see [Certificate].
+	TLS *tls.Config
 	// User and Password, if either is not empty, are wanted from everybody:
 	// by RFC 1929, or User as the user ID of SOCKS4.
 	User, Password string
@@ -41,10 +47,17 @@ type ServerOptions struct {
 type Server struct {
 	opts ServerOptions
 	addr netip.AddrPort
+	path string // of the unix socket
 
 	mu       sync.Mutex
 	asked    []socks.Request
-	controls []*net.TCPConn // of all associations, ended ones too
+	controls []net.Conn // of all associations, ended ones too
+}
+
+// halves is a connection whose halves end apart: TCP, unix or TLS.
+type halves interface {
+	net.Conn
+	CloseWrite() error
 }
 
 // StartServer starts a server that stops at the end of the test.
@@ -54,9 +67,22 @@ func StartServer(t testing.TB, o ServerOptions) *Server {
 		o.Listen = loopback4
 	}
 	s := &Server{opts: o}
-	s.addr = Serve(t, o.Listen, s.serve)
+	if o.Unix {
+		s.path = ServeUnix(t, func(c *net.UnixConn) { s.serve(c) })
+		return s
+	}
+	s.addr = Serve(t, o.Listen, func(c *net.TCPConn) {
+		if o.TLS != nil {
+			s.serve(tls.Server(c, o.TLS))
+			return
+		}
+		s.serve(c)
+	})
 	return s
 }
+
+// Path returns the path of the unix socket at which the server listens.
+func (s *Server) Path() string { return s.path }
 
 // Target returns where the server listens.
 func (s *Server) Target() flow.Target { return flow.AddrTarget(s.addr) }
@@ -78,7 +104,7 @@ func (s *Server) EndAssociations() {
 }
 
 // serve speaks with one client. [Serve] closes the connection.
-func (s *Server) serve(conn *net.TCPConn) {
+func (s *Server) serve(conn halves) {
 	r := bufio.NewReader(conn)
 	v, err := socks.ReadVersion(r)
 	if err != nil {
@@ -181,7 +207,7 @@ func (s *Server) lookup(ctx context.Context, a socks.Addr) ([]netip.AddrPort, er
 }
 
 // connect serves CONNECT. The client's bytes may wait in r.
-func (s *Server) connect(client *net.TCPConn, r *bufio.Reader, req socks.Request,
+func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request,
 	reply func(socks.ReplyError, netip.AddrPort) []byte) {
 
 	if req.Command != socks.Connect {
@@ -229,11 +255,11 @@ func (s *Server) connect(client *net.TCPConn, r *bufio.Reader, req socks.Request
 		code = socks.ReplyHostUnreachable
 	}
 	client.Write(reply(code, netip.AddrPort{}))
-	client.CloseRead() // ends the Peek, which waits for a client that waits for us
+	client.SetReadDeadline(time.Now()) // ends the Peek, which waits for a client that waits for us
 }
 
 // associate serves UDP ASSOCIATE until the client ends the connection.
-func (s *Server) associate(control *net.TCPConn) {
+func (s *Server) associate(control net.Conn) {
 	listen := func(ip netip.Addr) *net.UDPConn {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 		if err != nil {
