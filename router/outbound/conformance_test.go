@@ -42,8 +42,8 @@ func TestDirect(t *testing.T) {
 
 // link is a server of a chain, as a URL's scheme and user say it.
 type link struct {
-	scheme string // socks4, socks4a, socks5, socks5h; with +unix or +tls behind it
-	user   string // with a password of the same length, for SOCKS5
+	scheme string // socks4, socks4a, socks5, socks5h, http; with +unix or +tls behind it
+	user   string // with a password of the same length, but for SOCKS4
 }
 
 // over returns the scheme without what it goes over, and that.
@@ -80,9 +80,10 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 	for i, l := range links {
 		o := outboundtest.ServerOptions{User: l.user, Resolver: env.Resolver}
 		scheme, over := l.over()
-		if scheme == "socks5" || scheme == "socks5h" {
+		if scheme != "socks4" && scheme != "socks4a" {
 			o.Password = password(l.user)
 		}
+		o.HTTP = scheme == "http"
 		var trust *x509.CertPool
 		switch over {
 		case "unix":
@@ -98,6 +99,10 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 		if trust != nil {
 			c.TLS = &tls.Config{RootCAs: trust}
 		}
+		if o.HTTP {
+			d = newHTTP(t, outbound.HTTPOptions{Name: c.Name, Server: c.Server, Via: d, TLS: c.TLS, User: c.User, Password: c.Password})
+			continue
+		}
 		d = newSocks(t, c)
 	}
 	return d
@@ -109,6 +114,15 @@ func serverTLS(t testing.TB) (*tls.Config, *x509.CertPool) {
 	t.Helper()
 	cert, trust, _ := outboundtest.Certificate(t, "localhost")
 	return &tls.Config{Certificates: []tls.Certificate{cert}}, trust
+}
+
+func newHTTP(t testing.TB, o outbound.HTTPOptions) *outbound.HTTP {
+	t.Helper()
+	h, err := outbound.NewHTTP(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 func newUnix(t testing.TB, path string) *outbound.Unix {
@@ -148,6 +162,11 @@ func TestSocks(t *testing.T) {
 		{"socks5 over TLS", []link{{"socks5+tls", ""}}, noUDP},
 		{"socks5h over TLS", []link{{"socks5h+tls", "ann"}}, noUDP},
 		{"TLS within TLS behind a server", []link{{"socks5", "ann"}, {"socks5+tls", ""}, {"socks5h+tls", "bob"}}, noUDP},
+		{"http", []link{{"http", ""}}, noUDP},
+		{"http user", []link{{"http", "ann"}}, noUDP},
+		{"http over TLS", []link{{"http+tls", "ann"}}, noUDP},
+		{"chain of 3 kinds", []link{{"socks5", "ann"}, {"http", "bob"}, {"socks5h+tls", "cleo"}}, noUDP},
+		{"chain of 3 other kinds", []link{{"http+tls", "ann"}, {"socks4a", "bob"}, {"http", ""}}, noUDP},
 		{"chain of 2 over a unix socket", []link{{"socks5h+unix", "ann"}, {"socks5h", ""}}, noUDP},
 	}
 	for _, tt := range tests {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"syscall"
 
+	"tunroute/router/httpconnect"
 	"tunroute/router/socks"
 )
 
@@ -34,7 +35,7 @@ type HopError struct {
 	Hop, Hops int    // 1 is the server nearest to us; Hops is the length of the chain
 	Upstream  string // the name that the config gives the server
 	Op        string // "connect", "handshake", "negotiate", "authenticate", "request"
-	Err       error  // a [socks.ReplyError] or [socks.ReplyError4], a [net.Error], io.EOF, ...
+	Err       error  // a [socks.ReplyError], [socks.ReplyError4] or [*httpconnect.StatusError], a [net.Error], io.EOF, ...
 }
 
 // Error returns, for example, "hop 2 of 3 (p1): request: host unreachable
@@ -64,6 +65,7 @@ func Errno(err error) syscall.Errno {
 		err = hop.Err
 	}
 	var reply socks.ReplyError
+	var status *httpconnect.StatusError
 	var dns *net.DNSError
 	switch {
 	case err == nil, errors.Is(err, ErrDropped):
@@ -80,6 +82,8 @@ func Errno(err error) syscall.Errno {
 			return syscall.ECONNREFUSED
 		}
 		return syscall.EHOSTUNREACH
+	case errors.As(err, &status):
+		return httpErrno(status)
 	case errors.As(err, &dns), errors.Is(err, ErrNoName), errors.Is(err, context.DeadlineExceeded):
 		return syscall.EHOSTUNREACH
 	}

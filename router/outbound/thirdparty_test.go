@@ -1,7 +1,14 @@
 package outbound_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -75,4 +82,85 @@ func TestThirdPartyServers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The suite through HTTP proxies. squid says why a connect failed, tinyproxy does
+// not; of both the answer after our FIN is lost.
+func TestThirdPartyHTTP(t *testing.T) {
+	squid := outboundtest.Options{NoHalfClose: true, NoUDP: true}
+	tiny := outboundtest.Options{NoHalfClose: true, NoUDP: true, Refused: syscall.EHOSTUNREACH}
+	for _, tt := range []struct {
+		name    string
+		kind    servers.Kind
+		user    string
+		options outboundtest.Options
+	}{
+		{"squid", servers.Squid, "", squid},
+		{"tinyproxy", servers.Tinyproxy, "", tiny},
+		{"tinyproxy user", servers.Tinyproxy, "ann", tiny},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at := flow.AddrTarget(servers.Start(t, tt.kind, servers.Options{User: tt.user, Password: password(tt.user)}))
+			outboundtest.Run(t, tt.options, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+				return newHTTP(t, outbound.HTTPOptions{Name: "a", Server: at, Via: newDirect(t, nil), User: tt.user, Password: password(tt.user)})
+			})
+		})
+	}
+
+	// What they say to the wrong password, and to what their rules forbid.
+	closed := servers.Options{User: "ann", Password: "secret", Config: "ConnectPort 1"}
+	at := flow.AddrTarget(servers.Start(t, servers.Tinyproxy, closed))
+	for _, c := range []struct {
+		password string
+		op       string
+		errno    syscall.Errno
+	}{
+		{"wrong", "authenticate", syscall.EHOSTUNREACH},
+		{"secret", "request", syscall.EACCES},
+	} {
+		h := newHTTP(t, outbound.HTTPOptions{Name: "a", Server: at, Via: newDirect(t, nil), User: "ann", Password: c.password})
+		_, err := h.DialTCP(t.Context(), flow.AddrTarget(outboundtest.ClosedPort(t, loopback)))
+		var hop *outbound.HopError
+		if !errors.As(err, &hop) || hop.Op != c.op || outbound.Errno(err) != c.errno {
+			t.Errorf("password %s: got %v (%v), want %s and %v", c.password, err, outbound.Errno(err), c.op, c.errno)
+		}
+	}
+}
+
+// The suite through SOCKS over TLS, which stunnel takes off in front of ssh -D, and
+// through a chain of three kinds. It is not Dante there because danted closes by a
+// RST behind a refusal, for which stunnel forgets the refusal now and then.
+func TestThirdPartyTLS(t *testing.T) {
+	cert, trust, text := outboundtest.Certificate(t, "localhost")
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "pem")
+	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ssh := servers.Start(t, servers.OpenSSH, servers.Options{})
+	secure := flow.AddrTarget(servers.Start(t, servers.Stunnel, servers.Options{
+		Config: fmt.Sprintf("cert = %s\nconnect = %s", file, ssh),
+	}))
+	tiny := flow.AddrTarget(servers.Start(t, servers.Tinyproxy, servers.Options{}))
+	squid := flow.AddrTarget(servers.Start(t, servers.Squid, servers.Options{}))
+
+	t.Run("stunnel and ssh -D", func(t *testing.T) {
+		outboundtest.Run(t, outboundtest.Options{NoUDP: true, Refused: syscall.EHOSTUNREACH}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+			o := link{scheme: "socks5h"}.options("a", secure, newDirect(t, nil), nil)
+			o.TLS = &tls.Config{RootCAs: trust}
+			return newSocks(t, o)
+		})
+	})
+	t.Run("tinyproxy, stunnel and ssh -D, squid", func(t *testing.T) {
+		outboundtest.Run(t, outboundtest.Options{NoHalfClose: true, NoUDP: true}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+			a := newHTTP(t, outbound.HTTPOptions{Name: "a", Server: tiny, Via: newDirect(t, nil)})
+			o := link{scheme: "socks5h"}.options("b", secure, a, nil)
+			o.TLS = &tls.Config{RootCAs: trust}
+			return newHTTP(t, outbound.HTTPOptions{Name: "c", Server: squid, Via: newSocks(t, o)})
+		})
+	})
 }

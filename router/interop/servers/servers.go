@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-//go:embed server.sh dante microsocks openssh
+//go:embed server.sh dante microsocks openssh squid stunnel tinyproxy
 var scripts embed.FS
 
 // Kind is a server.
@@ -23,6 +23,9 @@ const (
 	Dante      Kind = "dante"      // SOCKS4, SOCKS5, UDP, BIND
 	Microsocks Kind = "microsocks" // SOCKS5, user and password; nothing else
 	OpenSSH    Kind = "openssh"    // ssh -D: SOCKS4, 4a, 5
+	Squid      Kind = "squid"      // HTTP CONNECT
+	Stunnel    Kind = "stunnel"    // TLS in front of another server
+	Tinyproxy  Kind = "tinyproxy"  // HTTP CONNECT, user and password
 )
 
 // programs returns the programs that a server needs and the Debian packages that
@@ -35,6 +38,12 @@ func (k Kind) programs() map[string]string {
 		return map[string]string{"microsocks": "microsocks"}
 	case OpenSSH:
 		return map[string]string{"sshd": "openssh-server", "ssh": "openssh-client"}
+	case Squid:
+		return map[string]string{"squid": "squid"}
+	case Stunnel:
+		return map[string]string{"stunnel4": "stunnel4"}
+	case Tinyproxy:
+		return map[string]string{"tinyproxy": "tinyproxy-bin"}
 	}
 	return nil
 }
@@ -44,15 +53,16 @@ func (k Kind) programs() map[string]string {
 type Options struct {
 	Listen   netip.Addr   // where it listens; the zero Addr is 127.0.0.1
 	Port     uint16       // 0 is a free one
-	External []netip.Addr // what its own connections come from; Dante takes one of each family, Microsocks one, OpenSSH none
+	External []netip.Addr // what its own connections come from; Dante takes one of each family, Microsocks and Tinyproxy one, the others none
 
 	// What clients must have. Dante asks the system for the password of
-	// the user, OpenSSH knows no users.
+	// the user; OpenSSH, Squid and Stunnel know no users.
 	User, Password string
 
 	// Config is more configuration: for Dante settings and rules of its
 	// file, for Microsocks options of the command, for OpenSSH lines of
-	// sshd_config.
+	// sshd_config, for the others lines of their files; for Stunnel it has to
+	// say cert, key and connect.
 	Config string
 
 	// Within stands before the command, to run the server elsewhere:

@@ -12,9 +12,15 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Every server starts, takes a connection, and is gone at the end of its test;
-// two of a kind do not disturb each other.
+// two of a kind do not disturb each other. Stunnel is left to the tests that have a
+// certificate for it.
 func TestStartAndStop(t *testing.T) {
-	for _, kind := range []Kind{Dante, Microsocks, OpenSSH} {
+	for _, kind := range []Kind{Dante, Microsocks, OpenSSH, Squid, Tinyproxy} {
+		// The greeting of SOCKS5, or what no proxy does.
+		ask, want := "\x05\x01\x00", "\x05\x00"
+		if kind == Squid || kind == Tinyproxy {
+			ask, want = "CONNECT 127.0.0.1:0 HTTP/1.1\r\nHost: 127.0.0.1:0\r\n\r\n", "HTTP/1."
+		}
 		t.Run(string(kind), func(t *testing.T) {
 			var at [2]netip.AddrPort
 			t.Run("running", func(t *testing.T) {
@@ -27,11 +33,10 @@ func TestStartAndStop(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer conn.Close()
-					// The greeting of SOCKS5, and its answer.
-					io.WriteString(conn, "\x05\x01\x00")
-					b := make([]byte, 2)
-					if _, err := io.ReadFull(conn, b); err != nil || string(b) != "\x05\x00" {
-						t.Errorf("%v answered %x, %v, want 0500", addr, b, err)
+					io.WriteString(conn, ask)
+					b := make([]byte, len(want))
+					if _, err := io.ReadFull(conn, b); err != nil || string(b) != want {
+						t.Errorf("%v answered %q, %v, want %q", addr, b, err, want)
 					}
 				}
 			})

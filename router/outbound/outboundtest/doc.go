@@ -2,7 +2,8 @@
 //
 // Start at [Run]: give it a function that makes the outbound, and it drives it
 // over sockets of the loopback interface, against targets of its own. [Server]
-// is a small SOCKS4, 4a and 5 server for the outbounds that need one; it records
+// is a small SOCKS4, 4a and 5 server and HTTP proxy for the outbounds that need one,
+// over TCP, TLS or a unix socket; it records
 // what it was asked for. [Serve], [ServeUDP], [ClosedPort], [FullPort] and [Names]
 // are the parts that tests of single outbounds are made of.
 //

@@ -28,6 +28,8 @@ type ServerOptions struct {
 	Unix   bool
 	// TLS, if not nil, has clients speak TLS: see [Certificate].
 	TLS *tls.Config
+	// HTTP makes it an HTTP proxy, which has CONNECT and Basic credentials.
+	HTTP bool
 	// User and Password, if either is not empty, are wanted from everybody:
 	// by RFC 1929, or User as the user ID of SOCKS4.
 	User, Password string
@@ -41,7 +43,7 @@ type ServerOptions struct {
 	Bound func(relay netip.AddrPort) socks.Addr
 }
 
-// Server is a SOCKS4, 4a and 5 server: CONNECT, and UDP ASSOCIATE with a relay
+// Server is a SOCKS4, 4a and 5 server, or an HTTP proxy: CONNECT, and UDP ASSOCIATE with a relay
 // for each association, which takes datagrams from whoever sent the first. It
 // keeps half-closed connections and ends a connect when its client goes away.
 type Server struct {
@@ -105,6 +107,10 @@ func (s *Server) EndAssociations() {
 
 // serve speaks with one client. [Serve] closes the connection.
 func (s *Server) serve(conn halves) {
+	if s.opts.HTTP {
+		s.serveHTTP(conn)
+		return
+	}
 	r := bufio.NewReader(conn)
 	v, err := socks.ReadVersion(r)
 	if err != nil {
