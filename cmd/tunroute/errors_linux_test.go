@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -84,6 +87,20 @@ func TestErrorTables(t *testing.T) {
 		c.Write(socks.AppendReply4(nil, socks.Reply4Rejected, netip.AddrPort{}))
 	})
 	locked := outboundtest.StartServer(t, outboundtest.ServerOptions{User: "ann", Password: "opensesame"})
+	stranger, _, _ := outboundtest.Certificate(t)
+	proxy := outboundtest.Serve(t, enginetest.Loopback, func(c *net.TCPConn) {
+		q, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return
+		}
+		status, _, _ := strings.Cut(q.URL.Hostname(), ".")
+		cause := ""
+		if status == "refused" {
+			status, cause = "503", "X-Squid-Error: ERR_CONNECT_FAIL 111\r\n"
+		}
+		fmt.Fprintf(c, "HTTP/1.1 %s\r\n%s\r\n", status, cause)
+	})
+	secure := outboundtest.StartServer(t, outboundtest.ServerOptions{TLS: &tls.Config{Certificates: []tls.Certificate{stranger}}})
 	closed := outboundtest.ClosedPort(t, enginetest.Loopback)
 	dns := enginetest.StartDNS(t, map[string]netip.Addr{"closed.direct.test": enginetest.Loopback})
 
@@ -95,17 +112,21 @@ upstreams:
   locked:   {url: "socks5h://%[3]s", user: ann, password: opensesamf}
   closed:   socks5h://%[4]s
   behind:   {url: "socks5h://192.0.2.1", via: scripted}
+  proxy:    http://%[6]s
+  secure:   socks5h+tls://%[7]s
 rules:
   - {to: .scripted.test, via: scripted}
   - {to: old.test, via: old}
   - {to: locked.test, via: locked}
   - {to: server.test, via: closed}
   - {to: behind.test, via: behind}
+  - {to: .http.test, via: proxy}
+  - {to: secure.test, via: secure}
   - {to: .direct.test, via: direct}
   - {to: rejected.test, via: reject}
 timeouts: {request: 200ms}
 dns: {resolvers: ["%[5]s"]}
-`, scripted, refuse4, locked.Target(), closed, dns.Addr)
+`, scripted, refuse4, locked.Target(), closed, dns.Addr, proxy, secure.Target())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +138,11 @@ dns: {resolvers: ["%[5]s"]}
 		"the server does not reply within `timeouts.request`":     label("silent") + ":80",
 		"SOCKS4 reply 91: rejected or failed":                     "old.test:80",
 		"the server does not take the password":                   "locked.test:80",
+		"an HTTP proxy says 403: forbidden":                       "403.http.test:80",
+		"an HTTP proxy says 407: user and password":               "407.http.test:80",
+		"an HTTP proxy says 500, 502, 503 or 504":                 "502.http.test:80",
+		"an HTTP proxy says that the target refused":              "refused.http.test:80",
+		"the server's certificate is not good":                    "secure.test:80",
 		"the server itself refuses the connection":                "server.test:80",
 		"a server in the middle of a chain cannot reach the next": "behind.test:80",
 		"`direct`, and the target refuses":                        "closed.direct.test:" + closedPort,
@@ -131,12 +157,12 @@ dns: {resolvers: ["%[5]s"]}
 		}
 	}
 	udp := map[string]string{
-		"the outbound carries no UDP, as with SOCKS4": "old.test:443",
-		"reply 7 to UDP ASSOCIATE":                    label("udp") + ":443",
-		"the server itself refuses the connection":    "server.test:443",
-		"a rule says `reject`":                        "rejected.test:443",
-		"no rule matches":                             "other.test:443",
-		"a fake address without a name":               "orphan",
+		"the outbound carries no UDP, as with SOCKS4, HTTP, TLS and unix sockets": "old.test:443",
+		"reply 7 to UDP ASSOCIATE":                 label("udp") + ":443",
+		"the server itself refuses the connection": "server.test:443",
+		"a rule says `reject`":                     "rejected.test:443",
+		"no rule matches":                          "other.test:443",
+		"a fake address without a name":            "orphan",
 	}
 	for heading, targets := range map[string]map[string]string{"TCP": tcp, "UDP": udp} {
 		t.Run(heading, func(t *testing.T) {

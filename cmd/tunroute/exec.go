@@ -71,7 +71,7 @@ Flows that fail are logged on standard error; -v logs all of them.`,
 	// What follows the program is the program's.
 	c.Flags().SetInterspersed(false)
 	configFlag(c, &s.Config, "")
-	c.Flags().StringArrayVar(&s.Proxies, "proxy", nil, "the `URL` of a SOCKS server; several make a chain")
+	c.Flags().StringArrayVar(&s.Proxies, "proxy", nil, "the `URL` of a SOCKS server or HTTP proxy; several make a chain")
 	c.Flags().CountVarP(&s.Verbose, "verbose", "v", "log all flows; twice for what is behind them")
 	return c
 }

@@ -123,8 +123,12 @@ func describe(cfg *config.Config, f *flow.Flow, via string) string {
 	default:
 		text += ", the name resolved here"
 	}
-	if f.Network == flow.UDP && (last.Scheme == config.Socks4 || last.Scheme == config.Socks4a) {
-		text += "; SOCKS4 carries no UDP: the program is told at once that the port is unreachable"
+	if f.Network == flow.UDP {
+		for _, u := range chain {
+			if part := u.NoUDP(); part != "" {
+				return text + "; " + part + " carries no UDP: the program is told at once that the port is unreachable"
+			}
+		}
 	}
 	return text
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"net/netip"
 	"time"
 
@@ -54,8 +55,13 @@ type Upstream struct {
 	// How it is spoken to and where it is: `SCHEME://HOST:PORT`, with port
 	// 1080 where none is given and IPv6 addresses in brackets. `socks4a` and
 	// `socks5h` send names to the server; `socks4` and `socks5` resolve them
-	// on this machine and send addresses. `direct`, without a host, is no
-	// server but the way out of this machine, for the sake of `bind`,
+	// on this machine and send addresses. `http` is an HTTP proxy that has
+	// CONNECT, which gets names and carries no UDP; its port has to be given.
+	// `socks5h+tls` and so on are SOCKS over TLS, and `https`, with port 443
+	// where none is given, is HTTP over TLS: the server's certificate must be
+	// good for HOST, and UDP is refused, because it would go beside the TLS.
+	// `socks5h+unix:///PATH` and so on are a server on a unix socket of this
+	// machine, which carries no UDP. `direct`, without a host, is no server but the way out of this machine, for the sake of `bind`,
 	// `interface` and `mark`. `USER:PASSWORD@` in front of the host is the
 	// same as the keys `user` and `password`; what has a special meaning in
 	// a URL is written as a percent sign and two hexadecimal digits.
@@ -64,7 +70,8 @@ type Upstream struct {
 	// to the last server of the chain only.
 	Via string `yaml:"via,omitempty"`
 	// The user name, or for SOCKS4 the user id; at most 255 bytes. Like the
-	// password it can be `{file: PATH}` or `{env: VARIABLE}`.
+	// password it can be `{file: PATH}` or `{env: VARIABLE}`. An HTTP proxy
+	// gets it as Basic credentials, and may do without a password.
 	User string `yaml:"user,omitempty" secret:"reference"`
 	// The password; at most 255 bytes. Better than to write it here is
 	// `{file: PATH}`, which reads it from a file (a path without a leading
@@ -72,6 +79,14 @@ type Upstream struct {
 	// does not count), or `{env: VARIABLE}`. A server that has a password
 	// here is not spoken to without it.
 	Password Secret `yaml:"password,omitempty"`
+	// The file with the certificates, in PEM, that the server's must be one of
+	// or be signed by, instead of those that this machine trusts; a path
+	// without a leading slash starts at the directory of the config. For a
+	// server that has signed its own it is that one. Only with TLS.
+	CA string `yaml:"ca,omitempty"`
+	// The name in the server's certificate, where it is not the host of `url`.
+	// Only with TLS.
+	ServerName string `yaml:"server-name,omitempty"`
 	// The source address of our connections. Not with `via`.
 	Bind netip.Addr `yaml:"bind,omitempty"`
 	// The network interface that our connections leave by, whatever the
@@ -82,10 +97,13 @@ type Upstream struct {
 	// cannot be used here. Linux only. Not with `via`.
 	Mark uint32 `yaml:"mark,omitempty"`
 
-	Name   string      `yaml:"-"`
-	Scheme Scheme      `yaml:"-"` // of URL
-	Server flow.Target `yaml:"-"` // of URL; the zero Target for Direct
-	Line   int         `yaml:"-"` // where the config has it; 0 where there is no file
+	Name      string         `yaml:"-"`
+	Scheme    Scheme         `yaml:"-"` // of URL
+	Transport Transport      `yaml:"-"` // of URL
+	Server    flow.Target    `yaml:"-"` // of URL; the zero Target for Direct and Unix
+	Path      string         `yaml:"-"` // of URL; of the socket for Unix
+	Roots     *x509.CertPool `yaml:"-"` // what CA has; nil for what this machine trusts
+	Line      int            `yaml:"-"` // where the config has it; 0 where there is no file
 
 	at, atURL, atVia, atMark place
 }

@@ -138,7 +138,8 @@ func dump(t *testing.T, c *Config) []byte {
 func checkRoundTrip(t *testing.T, c *Config) {
 	t.Helper()
 	first := dump(t, c)
-	back, err := Parse("round.yaml", first)
+	// Beside the first, for the files that it names.
+	back, err := Parse(filepath.Join(filepath.Dir(c.File), "round.yaml"), first)
 	if err != nil {
 		t.Fatalf("what was written cannot be read: %v\n%s", err, first)
 	}

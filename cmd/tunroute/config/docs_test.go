@@ -342,7 +342,8 @@ func TestConfigPage(t *testing.T) {
 	}
 }
 
-// TestExamples loads the examples as they are, with files for their secrets.
+// TestExamples loads the examples as they are, with files for their secrets and
+// certificates.
 func TestExamples(t *testing.T) {
 	t.Setenv("PROXY_USER", "pod")
 	t.Setenv("PROXY_PASSWORD", "hunter2")
@@ -360,6 +361,9 @@ func TestExamples(t *testing.T) {
 			dir := t.TempDir()
 			for _, m := range secret.FindAllStringSubmatch(string(text), -1) {
 				write(t, filepath.Join(dir, m[1]), "hunter2\n", 0o600)
+			}
+			for _, m := range regexp.MustCompile(`ca: ([\w.]+)`).FindAllStringSubmatch(string(text), -1) {
+				write(t, filepath.Join(dir, m[1]), string(certificate(t)), 0o644)
 			}
 			path := filepath.Join(dir, filepath.Base(file))
 			write(t, path, string(text), 0o644)

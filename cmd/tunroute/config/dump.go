@@ -29,14 +29,19 @@ func (us Upstreams) MarshalYAML() (any, error) {
 // MarshalYAML writes what differs from the zero Upstream.
 func (u *Upstream) MarshalYAML() (any, error) {
 	out := struct {
-		URL       string `yaml:"url"`
-		Via       string `yaml:"via,omitempty"`
-		User      string `yaml:"user,omitempty"`
-		Password  string `yaml:"password,omitempty"`
-		Bind      string `yaml:"bind,omitempty"`
-		Interface string `yaml:"interface,omitempty"`
-		Mark      string `yaml:"mark,omitempty"`
-	}{URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(), Interface: u.Interface}
+		URL        string `yaml:"url"`
+		Via        string `yaml:"via,omitempty"`
+		User       string `yaml:"user,omitempty"`
+		Password   string `yaml:"password,omitempty"`
+		CA         string `yaml:"ca,omitempty"`
+		ServerName string `yaml:"server-name,omitempty"`
+		Bind       string `yaml:"bind,omitempty"`
+		Interface  string `yaml:"interface,omitempty"`
+		Mark       string `yaml:"mark,omitempty"`
+	}{
+		URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(),
+		CA: u.CA, ServerName: u.ServerName, Interface: u.Interface,
+	}
 	if u.Bind.IsValid() {
 		out.Bind = u.Bind.String()
 	}

@@ -1,16 +1,23 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v4"
@@ -361,4 +368,49 @@ func TestDidYouMean(t *testing.T) {
 			t.Errorf("distance(%q, %q) = %d, want %d", c.b, c.a, got, c.want)
 		}
 	}
+}
+
+// A ca is read beside the config, and trusted is what it has.
+func TestLoadReadsTheCA(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "tunroute.yaml")
+	text := certificate(t)
+	write(t, filepath.Join(dir, "ca.pem"), string(text), 0o644)
+	write(t, filepath.Join(dir, "empty.pem"), "no certificate\n", 0o644)
+	const config = "upstreams: {a: {url: https://192.0.2.1, ca: %s}}\nrules: [{via: a}]\n"
+	write(t, path, fmt.Sprintf(config, "ca.pem"), 0o600)
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := x509.NewCertPool()
+	want.AppendCertsFromPEM(text)
+	if u := c.Upstreams[0]; u.Roots == nil || !u.Roots.Equal(want) || len(c.Warnings) > 0 {
+		t.Errorf("roots %v, warnings %v", u.Roots, c.Warnings)
+	}
+	for name, want := range map[string]string{
+		"empty.pem": filepath.Join(dir, "empty.pem") + ": no certificate in PEM in it",
+		"none.pem":  filepath.Join(dir, "none.pem") + ": no such file or directory",
+		".":         dir + ": not a regular file",
+	} {
+		write(t, path, fmt.Sprintf(config, name), 0o600)
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), `ca of upstream "a": `+want) {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+}
+
+// certificate returns a certificate that has signed itself, in PEM.
+func certificate(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

@@ -69,25 +69,31 @@ var proxyVariables = []struct{ name, scheme string }{
 }
 
 // ProxyVariable returns the name of the environment variable that says through
-// which SOCKS server to go, or "" if none does. getenv is as [os.Getenv].
+// which server to go, or "" if none does. getenv is as [os.Getenv].
 //
-// all_proxy and ALL_PROXY count if they have the URL of a SOCKS server; then
-// come SOCKS5_SERVER, SOCKS_SERVER and SOCKS4_SERVER. If there is none of all
-// these, but a proxy of another kind, it is that one: whoever has set it does
-// not expect to go without, and [FromProxies] says what is wrong with it.
+// all_proxy and ALL_PROXY count if they have the URL of a SOCKS server or of an
+// HTTP proxy; then come SOCKS5_SERVER, SOCKS_SERVER and SOCKS4_SERVER. If there is
+// none of all these, but a proxy of another kind, it is that one: whoever has set
+// it does not expect to go without, and [FromProxies] says what is wrong with it.
 func ProxyVariable(getenv func(string) string) string {
 	other := ""
 	for _, v := range proxyVariables {
 		value := strings.TrimSpace(getenv(v.name))
 		switch {
 		case value == "":
-		case v.scheme != "" || strings.HasPrefix(strings.ToLower(value), "socks"):
+		case v.scheme != "" || known(value):
 			return v.name
 		case other == "":
 			other = v.name
 		}
 	}
 	return other
+}
+
+// known tells whether a URL is that of a server of a kind that there is here.
+func known(url string) bool {
+	url = strings.ToLower(url)
+	return strings.HasPrefix(url, "socks") || strings.HasPrefix(url, "http:") || strings.HasPrefix(url, "https:")
 }
 
 // ProxyFromEnv returns the URL of the proxy that the environment names (see

@@ -20,6 +20,8 @@ func TestFromProxies(t *testing.T) {
 		{"direct", []string{"direct"}, "proxy direct -> proxy"},
 		{"a chain, the nearest first", []string{"socks4://192.0.2.1:1", "socks5://a:b@192.0.2.2", "socks5h://[2001:db8::1]:3"},
 			"proxy1 socks4://192.0.2.1:1, proxy2 socks5://192.0.2.2:1080, proxy3 socks5h://[2001:db8::1]:3 -> proxy3"},
+		{"a chain of all kinds", []string{"socks5h+unix:///run/tor/socks", "http://key@192.0.2.1:3128", "socks5h+tls://a:b@p.test", "HTTPS://a:b@P.test"},
+			"proxy1 socks5h+unix:///run/tor/socks, proxy2 http://192.0.2.1:3128, proxy3 socks5h+tls://p.test:1080, proxy4 https://p.test:443 -> proxy4"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg, err := FromProxies(c.urls)
@@ -74,7 +76,9 @@ func TestFromProxiesErrors(t *testing.T) {
 		{[]string{"socks5h://a:a@a:a"}, `proxy "socks5h://a:[secret]@a:a" has a port that is not a number from 1 to 65535 (if that is the password, the host is missing: USER:PASSWORD@HOST)`},
 		{[]string{"a:hunter2@192.0.2.1"}, `proxy "a:[secret]@192.0.2.1" has no scheme (it begins with socks5h://, socks5://, socks4a:// or socks4://)`},
 		{[]string{"socks4://a:hunter2@192.0.2.1"}, `proxy "socks4://a:[secret]@192.0.2.1" speaks SOCKS4, which has no passwords (leave the password out, or use socks5h)`},
-		{[]string{"socks5h://192.0.2.1", "http://a:hunter2@192.0.2.1"}, `proxy 2 "http://a:[secret]@192.0.2.1" is that of an HTTP proxy, which is not supported (SOCKS servers begin with socks5h://)`},
+		{[]string{"socks5h://192.0.2.1", "http://a:hunter2@192.0.2.1"}, `proxy 2 "http://a:[secret]@192.0.2.1" has no port (write http://HOST:PORT; proxies are at 3128 or 8080, and programs disagree about which it is where nothing is said)`},
+		{[]string{"socks5h://192.0.2.1", "socks5h+unix:///run/tor/socks"}, `proxy 2 "socks5h+unix:///run/tor/socks" is on a unix socket of this machine and cannot go via another one (leave via out)`},
+		{[]string{"https://a:hunter2@/x"}, `proxy "https://a:[secret]@/x" goes on behind host and port (leave out what follows the port)`},
 		{[]string{"direct", "socks5h://192.0.2.1"}, `proxy 1 "direct" is direct and cannot be part of a chain (leave it out)`},
 	} {
 		_, err := FromProxies(c.urls)
@@ -100,8 +104,10 @@ func TestProxyFromEnv(t *testing.T) {
 		{"user and password", map[string]string{"SOCKS5_SERVER": "192.0.2.5:1", "SOCKS_USERNAME": "jo:e", "SOCKS_PASSWORD": "p@ss/w%rd:"}, "SOCKS5_SERVER", "socks5h://jo%3Ae:p%40ss%2Fw%25rd%3A@192.0.2.5:1"},
 		{"not sent to a server that somebody else named", map[string]string{"ALL_PROXY": "socks5h://192.0.2.2", "SOCKS_USERNAME": "joe", "SOCKS_PASSWORD": "hunter2"}, "ALL_PROXY", "socks5h://192.0.2.2"},
 		{"a URL in Dante's variable", map[string]string{"SOCKS5_SERVER": "socks5://192.0.2.5:1"}, "SOCKS5_SERVER", "socks5://192.0.2.5:1"},
-		{"SOCKS before HTTP", map[string]string{"ALL_PROXY": "http://192.0.2.2", "SOCKS_SERVER": "192.0.2.3:1"}, "SOCKS_SERVER", "socks5h://192.0.2.3:1"},
-		{"HTTP is not as good as none", map[string]string{"ALL_PROXY": "http://192.0.2.2"}, "ALL_PROXY", "http://192.0.2.2"},
+		{"HTTP too", map[string]string{"ALL_PROXY": "http://192.0.2.2:3128", "SOCKS_SERVER": "192.0.2.3:1"}, "ALL_PROXY", "http://192.0.2.2:3128"},
+		{"HTTP over TLS too", map[string]string{"all_proxy": "HTTPS://proxy.example.org", "ALL_PROXY": "socks5h://192.0.2.2"}, "all_proxy", "HTTPS://proxy.example.org"},
+		{"ours before a kind that there is not", map[string]string{"ALL_PROXY": "ftp://192.0.2.2", "SOCKS_SERVER": "192.0.2.3:1"}, "SOCKS_SERVER", "socks5h://192.0.2.3:1"},
+		{"a kind that there is not is not as good as none", map[string]string{"ALL_PROXY": "ftp://192.0.2.2"}, "ALL_PROXY", "ftp://192.0.2.2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			getenv := func(name string) string { return c.env[name] }

@@ -45,16 +45,29 @@ const (
 	Socks4a        // SOCKS4 with names
 	Socks5         // with addresses: names are resolved here
 	Socks5h        // SOCKS5 with names
+	HTTP           // CONNECT, with names
 	Direct         // no server: out of this machine
 )
 
-var schemes = enum{"", "socks4", "socks4a", "socks5", "socks5h", "direct"}
+var schemes = enum{"", "socks4", "socks4a", "socks5", "socks5h", "http", "direct"}
 
 // String returns the scheme as URLs have it.
 func (s Scheme) String() string { return schemes.text(int(s)) }
 
 // TakesNames tells whether names are sent to the server.
-func (s Scheme) TakesNames() bool { return s == Socks4a || s == Socks5h }
+func (s Scheme) TakesNames() bool { return s == Socks4a || s == Socks5h || s == HTTP }
+
+// Transport is what an upstream is spoken to over.
+type Transport uint8
+
+// The transports.
+const (
+	TCP  Transport = iota
+	TLS            // over TCP
+	Unix           // a socket of this machine
+)
+
+var transports = enum{"", "tls", "unix"}
 
 // Mode is where a name is resolved.
 type Mode uint8

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -94,6 +97,11 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 		return
 	}
 	u.set(p)
+	if u.CA != "" && u.Transport == TLS {
+		if err := u.readCA(d); err != nil {
+			d.errorf(valueAt(n, "ca"), "write the path of a file with certificates in PEM", "ca of %s: %v", name, err)
+		}
+	}
 	for _, e := range u.check() {
 		if e.missing != "" && valueAt(n, e.missing) != n {
 			continue // it is there, and its own error has been told
@@ -102,9 +110,54 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 	}
 }
 
+// maxCA bounds the file of a ca: all that Debian trusts is 210 KB.
+const maxCA = 1 << 20
+
+// readCA reads what CA names.
+func (u *Upstream) readCA(d *decoder) error {
+	path := u.CA
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(d.file), path)
+	}
+	// Before it is opened: opening a pipe would wait for its other end.
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %s", path, reason(err))
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s: not a regular file", path)
+	case info.Size() > maxCA:
+		return fmt.Errorf("%s: larger than 1 MiB", path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("%s: %s", path, reason(err))
+	}
+	u.Roots = x509.NewCertPool()
+	if !u.Roots.AppendCertsFromPEM(text) {
+		return fmt.Errorf("%s: no certificate in PEM in it", path)
+	}
+	return nil
+}
+
+// NoUDP says which part of the upstream it is that carries no UDP, or "".
+func (u *Upstream) NoUDP() string {
+	switch {
+	case u.Scheme == Socks4, u.Scheme == Socks4a:
+		return "SOCKS4"
+	case u.Scheme == HTTP:
+		return "HTTP"
+	case u.Transport == Unix:
+		return "a unix socket"
+	case u.Transport == TLS:
+		return "SOCKS over TLS"
+	}
+	return ""
+}
+
 // set takes over what a URL says.
 func (u *Upstream) set(p parsedURL) {
-	u.URL, u.Scheme, u.Server = p.canonical(), p.scheme, p.server
+	u.URL, u.Scheme, u.Transport, u.Server, u.Path = p.canonical(), p.scheme, p.transport, p.server, p.path
 	if p.hasUser {
 		u.User = p.user
 	}
@@ -141,6 +194,19 @@ func (u *Upstream) check() []problem {
 		if strings.ContainsRune(u.User, 0) {
 			add("user", "has a user id with a NUL byte, at which SOCKS4 would end it", "write it without")
 		}
+	case HTTP:
+		if strings.Contains(u.User, ":") {
+			add("user", "has a user with a colon, at which HTTP would end it", "is it USER:PASSWORD? then write them apart")
+		}
+		control := func(s string) bool {
+			return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+		}
+		if control(u.User) || control(u.Password.Reveal()) {
+			add("user", "has a control character in its user or password, which HTTP cannot carry", "is there a line end in the file?")
+		}
+		if !hasUser && hasPassword {
+			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
+		}
 	default:
 		if hasUser && !hasPassword {
 			list = append(list, problem{"user", "has a user but no password", "add password: {file: PATH}; SOCKS5 has no user without one", "password"})
@@ -149,8 +215,27 @@ func (u *Upstream) check() []problem {
 			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
 		}
 	}
-	if u.Via != "" && u.Scheme != Direct {
-		const msg, hint = "goes via another one, so that %s has no effect", "set it at the first server of the chain"
+	if u.Transport != TLS {
+		const msg, hint = "is not spoken to over TLS, so that %s has no effect", "write socks5h+tls:// or https://, or leave it out"
+		if u.CA != "" {
+			add("ca", fmt.Sprintf(msg, "ca"), hint)
+		}
+		if u.ServerName != "" {
+			add("server-name", fmt.Sprintf(msg, "server-name"), hint)
+		}
+	} else if u.ServerName != "" {
+		if _, err := flow.NewTarget(u.ServerName, 0); err != nil {
+			add("server-name", "has a server-name that is neither a name nor an address", "write it as the certificate has it")
+		}
+	}
+	if u.Transport == Unix && u.Via != "" {
+		add("via", "is on a unix socket of this machine and cannot go via another one", "leave via out")
+	}
+	if u.Scheme != Direct && (u.Via != "" || u.Transport == Unix) {
+		msg, hint := "goes via another one, so that %s has no effect", "set it at the first server of the chain"
+		if u.Transport == Unix {
+			msg, hint = "is on a unix socket, so that %s has no effect", "leave it out"
+		}
 		if u.Bind.IsValid() {
 			add("bind", fmt.Sprintf(msg, "bind"), hint)
 		}
@@ -173,7 +258,9 @@ func (u *Upstream) check() []problem {
 // parsedURL is what the URL of an upstream says.
 type parsedURL struct {
 	scheme               Scheme
+	transport            Transport
 	server               flow.Target
+	path                 string // of a unix socket
 	user, password       string
 	hasUser, hasPassword bool
 	secrets              []string // what was read as a password, even if the rest is wrong
@@ -184,7 +271,22 @@ func (p parsedURL) canonical() string {
 	if p.scheme == Direct {
 		return p.scheme.String()
 	}
-	return p.scheme.String() + "://" + p.server.String()
+	scheme := schemeOf(p.scheme, p.transport)
+	if p.transport == Unix {
+		return scheme + (&url.URL{Path: p.path}).EscapedPath()
+	}
+	return scheme + p.server.String()
+}
+
+// schemeOf returns what a URL begins with.
+func schemeOf(s Scheme, t Transport) string {
+	switch {
+	case t == TCP:
+		return s.String() + "://"
+	case s == HTTP:
+		return "https://"
+	}
+	return s.String() + "+" + transports.text(int(t)) + "://"
 }
 
 // urlError says what is wrong with a URL: it continues a sentence that begins
@@ -192,7 +294,27 @@ func (p parsedURL) canonical() string {
 // the password anywhere.
 type urlError struct{ msg, hint string }
 
-const defaultPort = 1080 // of SOCKS (IANA)
+const (
+	socksPort = 1080 // IANA; of SOCKS over TLS too, which has none of its own
+	httpsPort = 443
+
+	// maxSocket is the longest path of a unix socket on Linux (unix(7):
+	// sun_path, less the NUL behind it).
+	maxSocket = 107
+)
+
+// defaultPort is the port of a URL without one; 0 for none.
+func (p parsedURL) defaultPort() uint64 {
+	switch {
+	case p.scheme == HTTP && p.transport == TLS:
+		return httpsPort
+	case p.scheme == HTTP:
+		// Programs differ: curl takes 1080, others 80, and proxies are at
+		// 3128 or 8080.
+		return 0
+	}
+	return socksPort
+}
 
 // parseURL parses the URL of an upstream. It is not net/url: that one would not
 // take a "/" or "#" in a password, and its errors quote it.
@@ -216,19 +338,8 @@ func parseURL(s string) (p parsedURL, _ *urlError) {
 	if !ok {
 		return p, &urlError{"has no scheme", "it begins with socks5h://, socks5://, socks4a:// or socks4://"}
 	}
-	scheme, hint := schemes.parse(word)
-	if scheme < 0 {
-		switch strings.ToLower(word) {
-		case "http", "https":
-			return p, &urlError{"is that of an HTTP proxy, which is not supported", "SOCKS servers begin with socks5h://"}
-		case "socks":
-			hint = "write socks5h:// for SOCKS5, socks4a:// for SOCKS4"
-		}
-		return p, &urlError{"has an unknown scheme", hint}
-	}
-	p.scheme = Scheme(scheme)
-	if p.scheme == Direct {
-		return p, &urlError{"is direct and has a host", "write direct alone"}
+	if err := p.parseScheme(word); err != nil {
+		return p, err
 	}
 	// The last "@", so that a password may have some in it.
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
@@ -255,13 +366,67 @@ func parseURL(s string) (p parsedURL, _ *urlError) {
 		}
 	}
 	var err *urlError
-	p.server, err = parseServer(rest)
+	if p.transport == Unix {
+		p.path, err = parseSocket(rest)
+		return p, err
+	}
+	p.server, err = parseServer(rest, p.defaultPort())
 	return p, err
 }
 
+// parseScheme parses what stands in front of "://".
+func (p *parsedURL) parseScheme(word string) *urlError {
+	name, over, hasOver := strings.Cut(strings.ToLower(word), "+")
+	if name == "https" && !hasOver {
+		p.scheme, p.transport = HTTP, TLS
+		return nil
+	}
+	scheme, hint := schemes.parse(name)
+	if scheme < 0 {
+		if name == "socks" {
+			hint = "write socks5h:// for SOCKS5, socks4a:// for SOCKS4"
+		}
+		return &urlError{"has an unknown scheme", hint}
+	}
+	p.scheme = Scheme(scheme)
+	if p.scheme == Direct {
+		return &urlError{"is direct and has a host", "write direct alone"}
+	}
+	if !hasOver {
+		return nil
+	}
+	transport, hint := transports.parse(over)
+	switch {
+	case transport < 0:
+		return &urlError{"has an unknown scheme behind the plus sign", hint}
+	case p.scheme == HTTP && Transport(transport) == TLS:
+		return &urlError{"has an unknown scheme", "write https://"}
+	case p.scheme == HTTP:
+		return &urlError{"is that of an HTTP proxy on a unix socket, which is not supported", "only SOCKS servers can be on one"}
+	}
+	p.transport = Transport(transport)
+	return nil
+}
+
+// parseSocket parses the path of a unix socket.
+func parseSocket(s string) (string, *urlError) {
+	path, err := url.PathUnescape(s)
+	switch {
+	case err != nil:
+		return "", &urlError{"has a percent sign in its path without two hexadecimal digits behind it", "write a percent sign as %25"}
+	case !strings.HasPrefix(path, "/"), strings.HasSuffix(path, "/"):
+		return "", &urlError{"has no path of a socket that begins with a slash", "write it as in socks5h+unix:///run/tor/socks"}
+	case strings.IndexByte(path, 0) >= 0:
+		return "", &urlError{"has a NUL byte in its path", "write it without"}
+	case len(path) > maxSocket:
+		return "", &urlError{fmt.Sprintf("has a path longer than the %d bytes that a socket's can have", maxSocket), "move the socket"}
+	}
+	return path, nil
+}
+
 // parseServer parses HOST, HOST:PORT or [HOST]:PORT, with or without a slash
-// behind it.
-func parseServer(s string) (flow.Target, *urlError) {
+// behind it. Where there is no port it is n; if n is 0, there must be one.
+func parseServer(s string, n uint64) (flow.Target, *urlError) {
 	none := flow.Target{}
 	s = strings.TrimSuffix(s, "/")
 	if strings.ContainsAny(s, "/?#") {
@@ -288,16 +453,22 @@ func parseServer(s string) (flow.Target, *urlError) {
 	if host == "" {
 		return none, &urlError{"has no host", "write socks5h://HOST:PORT"}
 	}
-	n := uint64(defaultPort)
+	if !hasPort && n == 0 {
+		return none, &urlError{"has no port", "write http://HOST:PORT; proxies are at 3128 or 8080, and programs disagree about which it is where nothing is said"}
+	}
 	if hasPort {
-		var err error
-		if n, err = strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		number, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || number == 0 {
 			hint := "SOCKS servers are at port 1080 where nothing is said"
+			if n != socksPort {
+				hint = "write http://HOST:PORT"
+			}
 			if strings.Trim(port, "0123456789") != "" {
 				hint = "if that is the password, the host is missing: USER:PASSWORD@HOST"
 			}
 			return none, &urlError{"has a port that is not a number from 1 to 65535", hint}
 		}
+		n = number
 	}
 	t, err := flow.NewTarget(host, uint16(n))
 	if err != nil {
@@ -327,6 +498,8 @@ func passwordSpan(s string) (start, end int) {
 	switch {
 	case colon < 0 || at >= 0 && at < colon:
 		return 0, 0
+	case at < 0 && strings.HasSuffix(strings.ToLower(s[:first]), "+unix://") && s[first] == '/':
+		return 0, 0 // a path with a colon in it
 	case at >= 0:
 		return first + colon + 1, first + at
 	}

@@ -38,12 +38,12 @@ func (s *source) warnings(c *Config) Errors {
 		if !leaky[last] && last.Scheme != Direct && !last.Scheme.TakesNames() && c.mayBeRemote(r) {
 			leaky[last] = true
 			better := map[Scheme]Scheme{Socks4: Socks4a, Socks5: Socks5h}[last.Scheme]
-			warn(last.atURL, fmt.Sprintf("write %s:// to have the server resolve them", better), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, last.Scheme)
+			warn(last.atURL, fmt.Sprintf("write %s to have the server resolve them", schemeOf(better, last.Transport)), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, strings.TrimSuffix(schemeOf(last.Scheme, last.Transport), "://"))
 		}
 		if r.compiled().Network == flow.UDP {
 			for _, hop := range c.Chain(r.Via) {
-				if hop.Scheme == Socks4 || hop.Scheme == Socks4a {
-					warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and SOCKS4 carries none", i+1, hop.Name)
+				if part := hop.NoUDP(); part != "" {
+					warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and %s carries none", i+1, hop.Name, part)
 					break
 				}
 			}

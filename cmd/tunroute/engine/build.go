@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -124,23 +125,27 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 	if u.Scheme == config.Direct {
 		return b.direct(u)
 	}
-	var via outbound.Dialer
-	if u.Via == "" {
-		d, err := b.direct(u)
-		if err != nil {
-			return nil, err
-		}
-		via = d
-	} else {
-		before := b.cfg.Upstream(u.Via)
-		if before == nil {
-			return nil, fmt.Errorf("via %q, which is not an upstream", u.Via)
-		}
-		d, err := b.dialer(before)
-		if err != nil {
-			return nil, err
-		}
-		via = d
+	via, err := b.way(u)
+	if err != nil {
+		return nil, err
+	}
+	var secure *tls.Config
+	if u.Transport == config.TLS {
+		secure = &tls.Config{ServerName: u.ServerName, RootCAs: u.Roots}
+	}
+	if u.Scheme == config.HTTP {
+		return outbound.NewHTTP(outbound.HTTPOptions{
+			Name:      u.Name,
+			Server:    u.Server,
+			Via:       via,
+			TLS:       secure,
+			User:      u.User,
+			Password:  u.Password.Reveal(),
+			Deny:      b.deny,
+			Connect:   b.cfg.Timeouts.Connect,
+			Negotiate: b.cfg.Timeouts.Negotiate,
+			Request:   b.cfg.Timeouts.Request,
+		})
 	}
 	version := byte(socks.Version5)
 	if u.Scheme == config.Socks4 || u.Scheme == config.Socks4a {
@@ -152,6 +157,7 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		RemoteNames: u.Scheme.TakesNames(),
 		Server:      u.Server,
 		Via:         via,
+		TLS:         secure,
 		User:        u.User,
 		Password:    u.Password.Reveal(),
 		Resolver:    b.resolver,
@@ -160,6 +166,21 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		Negotiate:   b.cfg.Timeouts.Negotiate,
 		Request:     b.cfg.Timeouts.Request,
 	})
+}
+
+// way makes the way to u.
+func (b *builder) way(u *config.Upstream) (outbound.Dialer, error) {
+	switch {
+	case u.Transport == config.Unix:
+		return outbound.NewUnix(u.Path, b.cfg.Timeouts.Connect)
+	case u.Via == "":
+		return b.direct(u)
+	}
+	before := b.cfg.Upstream(u.Via)
+	if before == nil {
+		return nil, fmt.Errorf("via %q, which is not an upstream", u.Via)
+	}
+	return b.dialer(before)
 }
 
 // direct makes the way out of this machine with u's socket options.
@@ -232,7 +253,7 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 		return nil
 	}
 	for _, u := range cfg.Upstreams {
-		if u.Scheme == config.Direct || u.Via != "" {
+		if u.Scheme == config.Direct || u.Via != "" || u.Transport == config.Unix {
 			continue
 		}
 		name := "upstream " + u.Name
