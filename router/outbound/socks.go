@@ -61,6 +61,17 @@ type SocksOptions struct {
 	// SOCKS4 server User goes as the user ID, and there is no password.
 	User, Password string
 
+	// Pipeline says that a SOCKS5 server takes greeting, user and password, and
+	// request in one segment, as danted, ssh -D, ss-local and tor do: a flow
+	// then waits for one round trip instead of two or three. With microsocks it
+	// would wait for ever.
+	Pipeline bool
+	// EarlyReply says that the server tells success before it knows, as ss-local
+	// does. A connection on which nothing comes but its end, before we have ended
+	// our direction, is then a syscall.ECONNRESET and no EOF. Such a connection
+	// is no plain socket.
+	EarlyReply bool
+
 	// Resolver and Deny are as in [DirectOptions]: for the names of targets
 	// that are resolved here, and for the addresses that are sent.
 	Resolver Resolver
@@ -76,8 +87,8 @@ type SocksOptions struct {
 // Socks is the outbound through one SOCKS server, and through those that its Via
 // goes through.
 //
-// It sends each message in one write and waits for the answer before the next:
-// microsocks hangs for ever otherwise. Its connections are those of the first
+// It sends each message in one write and waits for the answer before the next,
+// unless Pipeline says otherwise: microsocks hangs for ever. Its connections are those of the first
 // hop, with nothing in between but TLS where a hop has it.
 type Socks struct {
 	hop
@@ -100,6 +111,8 @@ func NewSocks(o SocksOptions) (*Socks, error) {
 		return nil, fmt.Errorf("%s: SOCKS version %d, want 4 or 5", o.Name, o.Version)
 	case o.Version == socks.Version4 && o.Password != "":
 		return nil, fmt.Errorf("%s: SOCKS4 has a user but no password", o.Name)
+	case o.Version == socks.Version4 && o.Pipeline:
+		return nil, fmt.Errorf("%s: SOCKS4 has one message, and nothing to pipeline", o.Name)
 	}
 	// What cannot be written is refused here and not at the first flow.
 	_, err := socks.AppendUserPass(nil, o.User, o.Password)
@@ -220,6 +233,9 @@ func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 	if _, err := s.exchange(ctx, conn, request); err != nil {
 		return nil, err
 	}
+	if s.opts.EarlyReply {
+		return &early{Conn: conn}, nil
+	}
 	return conn, nil
 }
 
@@ -253,7 +269,10 @@ func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op strin
 	limit := s.negotiate
 	conn.SetDeadline(time.Now().Add(limit)) // if it fails, so does the write after it
 	if s.opts.Version == socks.Version5 {
-		op, err = s.authenticate(conn)
+		var sent bool
+		if sent, op, err = s.authenticate(conn, request); sent {
+			request = nil
+		}
 	}
 	if err == nil {
 		op, limit = opRequest, s.request
@@ -269,33 +288,45 @@ func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op strin
 	return bound, op, noAnswer(err, limit)
 }
 
-// authenticate is RFC 1928 §3 and RFC 1929.
-func (s *Socks) authenticate(conn Conn) (op string, err error) {
+// authenticate is RFC 1928 §3 and RFC 1929. sent says that the request has been sent
+// as well. One method is offered, so that what comes behind the greeting is known
+// before the server has chosen.
+func (s *Socks) authenticate(conn Conn, request []byte) (sent bool, op string, err error) {
 	offer := socks.MethodNone
+	var login []byte
 	if s.opts.User != "" || s.opts.Password != "" {
 		offer = socks.MethodUserPass
+		if login, err = socks.AppendUserPass(nil, s.opts.User, s.opts.Password); err != nil {
+			return false, opAuthenticate, err
+		}
 	}
-	if _, err := conn.Write(socks.AppendMethods(nil, offer)); err != nil {
-		return opNegotiate, err
+	first := socks.AppendMethods(nil, offer)
+	if s.opts.Pipeline {
+		first = append(append(first, login...), request...)
+	}
+	if _, err := conn.Write(first); err != nil {
+		return s.opts.Pipeline, opNegotiate, err
 	}
 	method, err := socks.ReadMethod(conn, offer)
 	if err != nil || method == socks.MethodNone {
-		return opNegotiate, err
+		return s.opts.Pipeline, opNegotiate, err
 	}
-	b, err := socks.AppendUserPass(nil, s.opts.User, s.opts.Password)
-	if err == nil {
-		_, err = conn.Write(b)
+	if !s.opts.Pipeline {
+		_, err = conn.Write(login)
 	}
 	if err == nil {
 		err = socks.ReadAuthStatus(conn)
 	}
-	return opAuthenticate, err
+	return s.opts.Pipeline, opAuthenticate, err
 }
 
-// requestOver sends a request and reads the reply.
+// requestOver sends a request, unless it is nil and on its way already, and reads the
+// reply.
 func (s *Socks) requestOver(conn Conn, request []byte) (socks.Addr, error) {
-	if _, err := conn.Write(request); err != nil {
-		return socks.Addr{}, err
+	if request != nil {
+		if _, err := conn.Write(request); err != nil {
+			return socks.Addr{}, err
+		}
 	}
 	if s.opts.Version == socks.Version5 {
 		return socks.ReadReply(conn)

@@ -82,6 +82,7 @@ var (
 	v5     = outbound.SocksOptions{Version: socks.Version5}
 	v5user = outbound.SocksOptions{Version: socks.Version5, User: "ann", Password: "secret"}
 	v4     = outbound.SocksOptions{Version: socks.Version4}
+	piped  = func(o outbound.SocksOptions) outbound.SocksOptions { o.Pipeline = true; return o }
 	where  = flow.Target{Addr: netip.MustParseAddr("192.0.2.80"), Port: 80}
 )
 
@@ -105,7 +106,9 @@ func TestSocksBadServers(t *testing.T) {
 		{"no method", v5, say(wait, one("\x05\xff")), "authenticate", socks.ErrNoMethod, 0},
 		{"wrong password", v5user, say(hangUp, one(takesUser), one("\x01\x01")), "authenticate", socks.ErrAuth, 0},
 		{"wrong password, odd status", v5user, say(wait, one(takesUser), one("\x01\x02")), "authenticate", socks.ErrAuth, 0},
-		{"status of version 5", v5user, say(wait, one(takesUser), one("\x05\x00")), "negotiate", socks.ErrProtocol, 0},
+		{"wrong password, status of version 5", v5user, say(hangUp, one(takesUser), one("\x05\x01")), "authenticate", socks.ErrAuth, 0},
+		{"status of version 4", v5user, say(wait, one(takesUser), one("\x04\x00")), "negotiate", socks.ErrProtocol, 0},
+		{"hangs up instead of a status", v5user, say(hangUp, one(takesUser), one("")), "authenticate", io.EOF, 0},
 		{"reply of version 4", v5, say(wait, one(takesNone), one("\x04\x00\x00\x01")), "negotiate", socks.ErrProtocol, 0},
 		{"success with an unknown address type", v5, say(wait, one(takesNone), one("\x05\x00\x00\x09")), "negotiate", socks.ErrProtocol, 0},
 
@@ -185,6 +188,10 @@ func TestSocksPayloadBehindTheReply(t *testing.T) {
 		{"a reply of 262 bytes", v5, say(hangUp, one(takesNone), one(long+payload))},
 		{"a reply of 262 single bytes", v5, say(hangUp, bytewise(takesNone), bytewise(long+payload))},
 		{"with a user", v5user, say(hangUp, one(takesUser), one(userOK), one(granted+payload))},
+		{"with a status of version 5", v5user, say(hangUp, one(takesUser), one("\x05\x00"), one(granted+payload))},
+		{"pipelined", piped(v5), say(hangUp, one(takesNone+granted+payload))},
+		{"pipelined with a user", piped(v5user), say(hangUp, one(takesUser+userOK+granted+payload))},
+		{"pipelined, in single bytes", piped(v5user), say(hangUp, bytewise(takesUser+userOK+granted+payload))},
 		{"all in single bytes", v5user, say(hangUp, bytewise(takesUser), bytewise(userOK), bytewise(granted+payload))},
 		{"SOCKS4", v4, say(hangUp, one(granted4+payload))},
 		{"SOCKS4 in single bytes", v4, say(hangUp, bytewise(granted4+payload))},
@@ -246,12 +253,56 @@ func TestSocksSuccessThenReset(t *testing.T) {
 	}
 }
 
+// A server that says success before it knows: what ends without a byte has broken,
+// unless it was we who ended it first; what has said something has ended.
+func TestSocksEarlyReply(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		reply string
+		early bool
+		ended bool // by us, before
+		want  error
+	}{
+		{"nothing came", granted, true, false, syscall.ECONNRESET},
+		{"something came", granted + "x", true, false, nil},
+		{"we ended it", granted, true, true, nil},
+		{"from a server that knows", granted, false, false, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := v5
+			o.EarlyReply = tt.early
+			s := scripted(t, o, say(func(c *net.TCPConn) {
+				if tt.ended {
+					wait(c)
+				}
+			}, one(takesNone), one(tt.reply)))
+			conn := must(s.DialTCP(t.Context(), where))(t)
+			defer conn.Close()
+			if tt.ended {
+				conn.CloseWrite()
+			}
+			if _, err := io.ReadAll(conn); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			if _, plain := conn.(*net.TCPConn); plain == tt.early {
+				t.Errorf("the connection is a %T", conn)
+			}
+		})
+	}
+}
+
 // Each message leaves in one segment, and the next not before the answer; with
 // credentials nothing but user and password is offered.
 func TestSocksMessages(t *testing.T) {
 	ip := flow.Target{Addr: netip.MustParseAddr("192.0.2.80"), Port: 80}
 	name := flow.Target{Name: "example.org", Port: 443}
 	remote := func(o outbound.SocksOptions) outbound.SocksOptions { o.RemoteNames = true; return o }
+	with := func(user, password string) outbound.SocksOptions {
+		o := v5
+		o.User, o.Password = user, password
+		return o
+	}
+	longest := strings.Repeat("u", 255)
 	fred := v4
 	fred.User = "fred"
 	tests := []struct {
@@ -265,6 +316,16 @@ func TestSocksMessages(t *testing.T) {
 			[]string{"\x05\x01\x00", "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
 		{"SOCKS5 with a user", v5user, ip, []string{takesUser, userOK, granted},
 			[]string{"\x05\x01\x02", "\x01\x03ann\x06secret", "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
+		{"SOCKS5 with an empty password", with("ann", ""), ip, []string{takesUser, userOK, granted},
+			[]string{"\x05\x01\x02", "\x01\x03ann\x00", "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
+		{"SOCKS5 with an empty user", with("", "secret"), ip, []string{takesUser, userOK, granted},
+			[]string{"\x05\x01\x02", "\x01\x00\x06secret", "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
+		{"SOCKS5 with the longest", with(longest, longest), ip, []string{takesUser, userOK, granted},
+			[]string{"\x05\x01\x02", "\x01\xff" + longest + "\xff" + longest, "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
+		{"SOCKS5 pipelined", piped(v5), ip, []string{takesNone + granted},
+			[]string{"\x05\x01\x00" + "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
+		{"SOCKS5 pipelined with a user", piped(v5user), ip, []string{takesUser + userOK + granted},
+			[]string{"\x05\x01\x02" + "\x01\x03ann\x06secret" + "\x05\x01\x00\x01\xc0\x00\x02\x50\x00\x50"}},
 		{"SOCKS5 with a name", remote(v5), name, []string{takesNone, granted},
 			[]string{"\x05\x01\x00", "\x05\x01\x00\x03\x0bexample.org\x01\xbb"}},
 		{"SOCKS4", v4, ip, []string{granted4},
@@ -635,6 +696,7 @@ func TestNewSocksRefuses(t *testing.T) {
 		"SOCKS4 password":   func(o *outbound.SocksOptions) { o.Version = socks.Version4 },
 		"a long user":       func(o *outbound.SocksOptions) { o.User = long },
 		"a long password":   func(o *outbound.SocksOptions) { o.Password = long },
+		"SOCKS4 pipelined":  func(o *outbound.SocksOptions) { o.Version, o.Password, o.Pipeline = socks.Version4, "", true },
 		"a NUL in the user": func(o *outbound.SocksOptions) { o.Version, o.Password, o.User = socks.Version4, "", "secret\x00" },
 	} {
 		o := good

@@ -84,6 +84,26 @@ func TestThirdPartyServers(t *testing.T) {
 	}
 }
 
+// Who takes all in one segment, as they were measured to: the option's comment says
+// so. Beside them ss-local and tor do.
+func TestThirdPartyPipeline(t *testing.T) {
+	for kind, options := range map[servers.Kind]outboundtest.Options{
+		servers.Dante:   {MaxUDP: 65507 - 10, NoStrangers: true},
+		servers.OpenSSH: {Refused: syscall.EHOSTUNREACH, NoUDP: true},
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			o := servers.Options{}
+			if kind == servers.Dante {
+				o.External = []netip.Addr{loopback, netip.IPv6Loopback()}
+			}
+			at := flow.AddrTarget(servers.Start(t, kind, o))
+			outboundtest.Run(t, options, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+				return newSocks(t, piped(link{scheme: "socks5h"}.options("a", at, newDirect(t, nil), nil)))
+			})
+		})
+	}
+}
+
 // The suite through HTTP proxies. squid says why a connect failed, tinyproxy does
 // not; of both the answer after our FIN is lost.
 func TestThirdPartyHTTP(t *testing.T) {

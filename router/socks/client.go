@@ -89,13 +89,19 @@ func AppendUserPass(b []byte, user, password string) ([]byte, error) {
 
 // ReadAuthStatus reads the server's answer to user and password. Any status but
 // 0 is an [ErrAuth], after which the server closes the connection.
+//
+// Its version is that of the sub-negotiation, 1. Many a server has 5 there and means
+// the same, as microsocks did until 2018; clients take both for that reason
+// (tinyproxy/tinyproxy#174, curl), and so does this.
 func ReadAuthStatus(r io.Reader) error {
 	var b [2]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
 		return err
 	}
-	if err := checkVersion(b[0], versionAuth); err != nil {
-		return err
+	if b[0] != Version5 {
+		if err := checkVersion(b[0], versionAuth); err != nil {
+			return err
+		}
 	}
 	if b[1] != 0 {
 		return fmt.Errorf("%w (status %d)", ErrAuth, b[1])

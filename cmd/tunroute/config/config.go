@@ -87,6 +87,16 @@ type Upstream struct {
 	// The name in the server's certificate, where it is not the host of `url`.
 	// Only with TLS.
 	ServerName string `yaml:"server-name,omitempty"`
+	// Whether greeting, password and request go to a SOCKS5 server at once, so
+	// that a connection waits for one round trip instead of two or three. For
+	// servers that are known to take it, as danted, `ssh -D`, ss-local and tor
+	// do; with microsocks every connection would hang.
+	Pipeline bool `yaml:"pipeline,omitempty"`
+	// Whether the SOCKS server says success before it knows, as ss-local does:
+	// a connection over which nothing comes but its end is then reset, so that
+	// the program sees that it broke. It costs more of the processor to relay
+	// such a connection.
+	EarlyReply bool `yaml:"early-reply,omitempty"`
 	// The source address of our connections. Not with `via`.
 	Bind netip.Addr `yaml:"bind,omitempty"`
 	// The network interface that our connections leave by, whatever the

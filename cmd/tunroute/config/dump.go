@@ -35,12 +35,14 @@ func (u *Upstream) MarshalYAML() (any, error) {
 		Password   string `yaml:"password,omitempty"`
 		CA         string `yaml:"ca,omitempty"`
 		ServerName string `yaml:"server-name,omitempty"`
+		Pipeline   bool   `yaml:"pipeline,omitempty"`
+		EarlyReply bool   `yaml:"early-reply,omitempty"`
 		Bind       string `yaml:"bind,omitempty"`
 		Interface  string `yaml:"interface,omitempty"`
 		Mark       string `yaml:"mark,omitempty"`
 	}{
 		URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(),
-		CA: u.CA, ServerName: u.ServerName, Interface: u.Interface,
+		CA: u.CA, ServerName: u.ServerName, Pipeline: u.Pipeline, EarlyReply: u.EarlyReply, Interface: u.Interface,
 	}
 	if u.Bind.IsValid() {
 		out.Bind = u.Bind.String()

@@ -215,6 +215,12 @@ func (u *Upstream) check() []problem {
 			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
 		}
 	}
+	if u.Pipeline && u.Scheme != Socks5 && u.Scheme != Socks5h {
+		add("pipeline", "has nothing to pipeline: only SOCKS5 has more than one message", "leave it out")
+	}
+	if u.EarlyReply && (u.Scheme == Direct || u.Scheme == HTTP) {
+		add("early-reply", "is no SOCKS server, so that early-reply has no effect", "leave it out")
+	}
 	if u.Transport != TLS {
 		const msg, hint = "is not spoken to over TLS, so that %s has no effect", "write socks5h+tls:// or https://, or leave it out"
 		if u.CA != "" {

@@ -160,6 +160,8 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		TLS:         secure,
 		User:        u.User,
 		Password:    u.Password.Reveal(),
+		Pipeline:    u.Pipeline,
+		EarlyReply:  u.EarlyReply,
 		Resolver:    b.resolver,
 		Deny:        b.deny,
 		Connect:     b.cfg.Timeouts.Connect,

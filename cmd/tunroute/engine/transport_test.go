@@ -3,17 +3,21 @@ package engine_test
 import (
 	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
 	"tunroute/cmd/tunroute/engine/enginetest"
 	"tunroute/router/outbound/outboundtest"
+	"tunroute/router/socks"
 )
 
 // TestTransports: whatever a server is spoken to over, alone or as a part of a
@@ -67,6 +71,37 @@ dns: {resolvers: ["%[7]s"]}
 			}
 			l.Next().Has(t, enginetest.Record{"net": "tcp", "out": c.via, "end": "refused"})
 		})
+	}
+}
+
+// TestEarlyReply: through a server that says success before it knows, a program sees
+// that a connection broke, and through others what there is.
+func TestEarlyReply(t *testing.T) {
+	liar := enginetest.StartScripted(t, func(socks.Request) enginetest.Script {
+		return enginetest.Script{Serve: func(net.Conn) {}}
+	})
+	l := enginetest.Start(t, `
+upstreams:
+  liar:   {url: socks5h://%[1]s, early-reply: true}
+  honest: socks5h://%[1]s
+rules:
+  - {to: liar.test, via: liar}
+  - {to: honest.test, via: honest}
+`, liar)
+	for name, want := range map[string]struct {
+		err error
+		end string
+	}{
+		"liar.test":   {syscall.ECONNRESET, "upstream"},
+		"honest.test": {io.EOF, "eof"},
+	} {
+		c := l.MustDial("ip4", name, 80)
+		c.SetDeadline(time.Now().Add(enginetest.Patience))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, want.err) {
+			t.Errorf("%s: got %v, want %v", name, err, want.err)
+		}
+		c.CloseWrite()
+		l.Next().Has(t, enginetest.Record{"net": "tcp", "end": want.end})
 	}
 }
 
