@@ -226,7 +226,8 @@ func (r *Router) ServeTCP(ctx context.Context, q Request) {
 		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	upstream, err := out.Dialer.DialTCP(dial, target)
+	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
+	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, asked), target)
 	if err != nil {
 		q.Refuse(outbound.Errno(err))
 		f.end(endOfDial(err), err)
@@ -323,9 +324,20 @@ func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 		rec.end(EndRejected, outbound.ErrDropped)
 		d.Drop = true
 	case outbound.PacketDialer:
-		d.Dialer = o
+		d.Dialer = flowDialer{o, &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}}
 	}
 	return d
+}
+
+// flowDialer tells an outbound for which flow a conversation is opened: the first that
+// needs it.
+type flowDialer struct {
+	outbound.PacketDialer
+	flow *outbound.Flow
+}
+
+func (d flowDialer) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
+	return d.PacketDialer.OpenUDP(outbound.WithFlow(ctx, d.flow))
 }
 
 // doneUDP is udpnat's Done.
