@@ -28,6 +28,8 @@ type HTTPOptions struct {
 	// first request, if either is not empty: to be asked for them would cost a
 	// round trip, and there is no other scheme here.
 	User, Password string
+	// Users is as in [SocksOptions].
+	Users *flow.Template
 
 	// Deny is true for addresses that must never be sent.
 	Deny func(netip.Addr) bool
@@ -44,7 +46,9 @@ type HTTPOptions struct {
 // Its connections are those of the first hop, as those of [Socks] are.
 type HTTP struct {
 	hop
-	authorization string
+	authorization string         // of all flows
+	users         *flow.Template // or nil
+	password      string
 	deny          func(netip.Addr) bool
 }
 
@@ -56,10 +60,13 @@ var (
 
 // NewHTTP returns an HTTP. It opens nothing.
 func NewHTTP(o HTTPOptions) (*HTTP, error) {
-	h := &HTTP{deny: o.Deny, hop: hop{
+	h := &HTTP{users: o.Users, password: o.Password, deny: o.Deny, hop: hop{
 		name: o.Name, server: o.Server, via: o.Via, tls: o.TLS,
 		connect: o.Connect, negotiate: o.Negotiate, request: o.Request,
 	}}
+	if o.Users != nil {
+		o.User = userOf(context.Background(), o.Users, "") // one for the check
+	}
 	if o.User != "" || o.Password != "" {
 		var err error
 		if h.authorization, err = httpconnect.Basic(o.User, o.Password); err != nil {
@@ -87,7 +94,14 @@ func (h *HTTP) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
 	if host == "" && t.Addr.IsValid() {
 		host = t.Addr.String()
 	}
-	request, err := httpconnect.AppendRequest(nil, host, t.Port, h.authorization)
+	authorization := h.authorization
+	if h.users != nil {
+		var err error
+		if authorization, err = httpconnect.Basic(userOf(ctx, h.users, ""), h.password); err != nil {
+			return nil, h.hopError(opRequest, err)
+		}
+	}
+	request, err := httpconnect.AppendRequest(nil, host, t.Port, authorization)
 	if err != nil {
 		return nil, h.hopError(opRequest, err)
 	}
@@ -120,7 +134,7 @@ func (h *HTTP) ask(conn Conn, request []byte) (rest []byte, op string, err error
 	switch {
 	case errors.As(err, &status) && (status.Code == 407 || status.Code == 401):
 		// 401 is what tinyproxy 1.11 says to the wrong password, and 407 to none.
-		if h.authorization == "" {
+		if h.authorization == "" && h.users == nil {
 			err = fmt.Errorf("the server wants a user and password: %w", err)
 		}
 		return nil, opAuthenticate, err

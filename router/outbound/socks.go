@@ -60,6 +60,10 @@ type SocksOptions struct {
 	// would take "none" and refuse the request for want of a user. To a
 	// SOCKS4 server User goes as the user ID, and there is no password.
 	User, Password string
+	// Users, if not nil, makes the User of each flow, from what [FlowOf] says of
+	// it. It is for servers that tell flows apart by it, as tor keeps those of
+	// different users on circuits of their own.
+	Users *flow.Template
 
 	// Pipeline says that a SOCKS5 server takes greeting, user and password, and
 	// request in one segment, as danted, ssh -D, ss-local and tor do: a flow
@@ -87,9 +91,9 @@ type SocksOptions struct {
 // Socks is the outbound through one SOCKS server, and through those that its Via
 // goes through.
 //
-// It sends each message in one write and waits for the answer before the next,
-// unless Pipeline says otherwise: microsocks hangs for ever. Its connections are those of the first
-// hop, with nothing in between but TLS where a hop has it.
+// It sends each message in one write and waits for the answer before the next:
+// microsocks hangs for ever otherwise. Its connections are those of the first hop,
+// with nothing in between, unless a hop has TLS or replies early.
 type Socks struct {
 	hop
 	opts SocksOptions
@@ -113,6 +117,9 @@ func NewSocks(o SocksOptions) (*Socks, error) {
 		return nil, fmt.Errorf("%s: SOCKS4 has a user but no password", o.Name)
 	case o.Version == socks.Version4 && o.Pipeline:
 		return nil, fmt.Errorf("%s: SOCKS4 has one message, and nothing to pipeline", o.Name)
+	}
+	if o.Users != nil {
+		o.User = userOf(context.Background(), o.Users, "") // one for the checks
 	}
 	// What cannot be written is refused here and not at the first flow.
 	_, err := socks.AppendUserPass(nil, o.User, o.Password)
@@ -222,7 +229,7 @@ func (s *Socks) addresses(ctx context.Context, t flow.Target) ([]socks.Addr, err
 func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 	// First the request: what a server cannot be asked for costs no
 	// connection.
-	request, err := s.encode(a)
+	request, err := s.encode(ctx, a)
 	if err != nil {
 		return nil, s.hopError(opRequest, err)
 	}
@@ -240,11 +247,18 @@ func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 }
 
 // encode writes the request for a connection to a.
-func (s *Socks) encode(a socks.Addr) ([]byte, error) {
+func (s *Socks) encode(ctx context.Context, a socks.Addr) ([]byte, error) {
 	if s.opts.Version == socks.Version5 {
+		if s.opts.Users != nil {
+			// A name may make a user longer than it can be. That is the
+			// flow's fault, and not the server's, who is not to be blamed.
+			if _, err := socks.AppendUserPass(nil, userOf(ctx, s.opts.Users, ""), s.opts.Password); err != nil {
+				return nil, err
+			}
+		}
 		return socks.AppendRequest(nil, socks.Connect, a)
 	}
-	b, err := socks.AppendRequest4(nil, socks.Connect, a, s.opts.User)
+	b, err := socks.AppendRequest4(nil, socks.Connect, a, userOf(ctx, s.opts.Users, s.opts.User))
 	if err == socks.ErrNoIPv6 {
 		err = fmt.Errorf("%w: %w", err, syscall.ENETUNREACH)
 	}
@@ -257,7 +271,7 @@ func (s *Socks) encode(a socks.Addr) ([]byte, error) {
 // the reply.
 func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (bound socks.Addr, err error) {
 	err = s.speak(ctx, conn, func() (op string, err error) {
-		bound, op, err = s.handshake(conn, request)
+		bound, op, err = s.handshake(ctx, conn, request)
 		return op, err
 	})
 	return bound, err
@@ -265,12 +279,12 @@ func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (bound 
 
 // handshake speaks SOCKS with the server, up to the last byte of its reply. The
 // op is the step that an error belongs to.
-func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op string, err error) {
+func (s *Socks) handshake(ctx context.Context, conn Conn, request []byte) (bound socks.Addr, op string, err error) {
 	limit := s.negotiate
 	conn.SetDeadline(time.Now().Add(limit)) // if it fails, so does the write after it
 	if s.opts.Version == socks.Version5 {
 		var sent bool
-		if sent, op, err = s.authenticate(conn, request); sent {
+		if sent, op, err = s.authenticate(ctx, conn, request); sent {
 			request = nil
 		}
 	}
@@ -291,12 +305,12 @@ func (s *Socks) handshake(conn Conn, request []byte) (bound socks.Addr, op strin
 // authenticate is RFC 1928 §3 and RFC 1929. sent says that the request has been sent
 // as well. One method is offered, so that what comes behind the greeting is known
 // before the server has chosen.
-func (s *Socks) authenticate(conn Conn, request []byte) (sent bool, op string, err error) {
+func (s *Socks) authenticate(ctx context.Context, conn Conn, request []byte) (sent bool, op string, err error) {
 	offer := socks.MethodNone
 	var login []byte
 	if s.opts.User != "" || s.opts.Password != "" {
 		offer = socks.MethodUserPass
-		if login, err = socks.AppendUserPass(nil, s.opts.User, s.opts.Password); err != nil {
+		if login, err = socks.AppendUserPass(nil, userOf(ctx, s.opts.Users, s.opts.User), s.opts.Password); err != nil {
 			return false, opAuthenticate, err
 		}
 	}

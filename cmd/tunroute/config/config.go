@@ -71,7 +71,11 @@ type Upstream struct {
 	Via string `yaml:"via,omitempty"`
 	// The user name, or for SOCKS4 the user id; at most 255 bytes. Like the
 	// password it can be `{file: PATH}` or `{env: VARIABLE}`. An HTTP proxy
-	// gets it as Basic credentials, and may do without a password.
+	// gets it as Basic credentials, and may do without a password. In it stand
+	// for what differs from flow to flow: `{rule}` (the number of the rule),
+	// `{source}` and `{target}` (with `-` for the colons of IPv6) and `{port}`
+	// (of the target), so that a tor keeps such flows on circuits of their own;
+	// `{{` stands for a brace.
 	User string `yaml:"user,omitempty" secret:"reference"`
 	// The password; at most 255 bytes. Better than to write it here is
 	// `{file: PATH}`, which reads it from a file (a path without a leading

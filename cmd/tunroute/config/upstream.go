@@ -215,6 +215,9 @@ func (u *Upstream) check() []problem {
 			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
 		}
 	}
+	if _, err := flow.ParseTemplate(u.User); err != nil {
+		add("user", "has a user that "+err.Error(), "the variables are "+flow.Variables()+", and {{ is a brace")
+	}
 	if u.Pipeline && u.Scheme != Socks5 && u.Scheme != Socks5h {
 		add("pipeline", "has nothing to pipeline: only SOCKS5 has more than one message", "leave it out")
 	}

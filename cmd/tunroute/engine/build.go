@@ -12,6 +12,7 @@ import (
 	"tunroute/dnsfake"
 	"tunroute/dnsfake/resolve"
 	"tunroute/router"
+	"tunroute/router/flow"
 	"tunroute/router/outbound"
 	"tunroute/router/socks"
 )
@@ -133,13 +134,22 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 	if u.Transport == config.TLS {
 		secure = &tls.Config{ServerName: u.ServerName, RootCAs: u.Roots}
 	}
+	users, err := flow.ParseTemplate(u.User)
+	if err != nil {
+		return nil, fmt.Errorf("a user that %w", err)
+	}
+	user := ""
+	if users.Fixed() {
+		user, users = users.Text(nil, 0), nil
+	}
 	if u.Scheme == config.HTTP {
 		return outbound.NewHTTP(outbound.HTTPOptions{
 			Name:      u.Name,
 			Server:    u.Server,
 			Via:       via,
 			TLS:       secure,
-			User:      u.User,
+			User:      user,
+			Users:     users,
 			Password:  u.Password.Reveal(),
 			Deny:      b.deny,
 			Connect:   b.cfg.Timeouts.Connect,
@@ -158,7 +168,8 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		Server:      u.Server,
 		Via:         via,
 		TLS:         secure,
-		User:        u.User,
+		User:        user,
+		Users:       users,
 		Password:    u.Password.Reveal(),
 		Pipeline:    u.Pipeline,
 		EarlyReply:  u.EarlyReply,

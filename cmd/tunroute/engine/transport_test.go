@@ -3,6 +3,7 @@ package engine_test
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -102,6 +103,38 @@ rules:
 		}
 		c.CloseWrite()
 		l.Next().Has(t, enginetest.Record{"net": "tcp", "end": want.end})
+	}
+}
+
+// TestUsersOfFlows: a server that tells flows apart by their users can, by the rule,
+// by where they are from and by where they go.
+func TestUsersOfFlows(t *testing.T) {
+	users := make(chan string, 2)
+	tor := outboundtest.Serve(t, enginetest.Loopback, func(c *net.TCPConn) {
+		socks.ReadVersion(c)
+		socks.ReadMethods(c)
+		c.Write(socks.AppendMethod(nil, socks.MethodUserPass))
+		user, _, _ := socks.ReadUserPass(c)
+		users <- user
+		c.Write(socks.AppendAuthStatus(nil, true))
+		socks.ReadRequest(c)
+		c.Write(socks.AppendReply(nil, socks.ReplyRefused, netip.AddrPort{}))
+	})
+	l := enginetest.Start(t, `
+upstreams:
+  tor: {url: socks5h://%[1]s, user: "{rule}_{source}_{target}_{port}", password: any}
+rules:
+  - {to: one.test, via: tor}
+  - {to: two.test, via: tor}
+`, tor)
+	for rule, name := range []string{"one.test", "two.test"} {
+		l.Dial("ip4", name, 80)
+		record := l.Next()
+		source, _, _ := net.SplitHostPort(record["src"])
+		want := fmt.Sprintf("%d_%s_%s_80", rule+1, source, name)
+		if got := enginetest.Receive(t, "a user", users); got != want || source == "" {
+			t.Errorf("%s: user %q, want %q", name, got, want)
+		}
 	}
 }
 
