@@ -79,7 +79,8 @@ dns: {resolvers: ["%[7]s"]}
 // that a connection broke, and through others what there is.
 func TestEarlyReply(t *testing.T) {
 	liar := enginetest.StartScripted(t, func(socks.Request) enginetest.Script {
-		return enginetest.Script{Serve: func(net.Conn) {}}
+		// It waits, so that the client's connect is over before the end comes.
+		return enginetest.Script{Serve: func(c net.Conn) { c.Read(make([]byte, 1)) }}
 	})
 	l := enginetest.Start(t, `
 upstreams:
@@ -98,6 +99,7 @@ rules:
 	} {
 		c := l.MustDial("ip4", name, 80)
 		c.SetDeadline(time.Now().Add(enginetest.Patience))
+		io.WriteString(c, "x")
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, want.err) {
 			t.Errorf("%s: got %v, want %v", name, err, want.err)
 		}
