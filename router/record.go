@@ -44,6 +44,8 @@ type Record struct {
 	Took        time.Duration
 	End         End
 	Err         error // names the hop and its reply where there is one
+
+	asked *outbound.Flow // with the notes of groups; nil where nothing was opened
 }
 
 func (rec *Record) end(e End, err error) { rec.End, rec.Err = e, err }
@@ -98,8 +100,8 @@ func (r *Router) finish(rec *Record) {
 	if rec.Outbound != "" {
 		attrs = append(attrs, slog.String("out", rec.Outbound))
 	}
-	if len(rec.Hops) > 1 {
-		attrs = append(attrs, slog.String("hops", strings.Join(rec.Hops, " > ")))
+	if way := rec.asked.Way(rec.Hops); len(way) > 1 || len(way) == 1 && way[0] != rec.Outbound {
+		attrs = append(attrs, slog.String("hops", strings.Join(way, " > ")))
 	}
 	attrs = append(attrs,
 		slog.Int64("up", rec.Up),

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
 )
@@ -41,6 +42,7 @@ type tcpFlow struct {
 	release  func()
 	counters relay.Counters
 	evicted  atomic.Bool
+	upstream outbound.Conn // that is to be closed when the flow has ended; else nil
 
 	// guarded by registry.mu
 	cancel func(error)

@@ -226,12 +226,15 @@ func (r *Router) ServeTCP(ctx context.Context, q Request) {
 		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
-	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, asked), target)
+	f.rec.asked = &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
+	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, f.rec.asked), target)
 	if err != nil {
 		q.Refuse(outbound.Errno(err))
 		f.end(endOfDial(err), err)
 		return
+	}
+	if counted, ok := upstream.(outbound.Relayed); ok {
+		f.upstream, upstream = upstream, counted.Socket()
 	}
 	client, err := q.Accept()
 	if err != nil {
@@ -283,6 +286,9 @@ func (f *tcpFlow) end(e End, err error) {
 func (f *tcpFlow) settle(e End, err error) {
 	f.r.flows.remove(f)
 	f.release()
+	if f.upstream != nil {
+		f.upstream.Close()
+	}
 	if f.evicted.Load() {
 		e, err = EndLimit, errEvicted
 	}
@@ -324,7 +330,8 @@ func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 		rec.end(EndRejected, outbound.ErrDropped)
 		d.Drop = true
 	case outbound.PacketDialer:
-		d.Dialer = flowDialer{o, &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}}
+		rec.asked = &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
+		d.Dialer = flowDialer{o, rec.asked}
 	}
 	return d
 }

@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"context"
+	"sync"
 
 	"tunroute/router/flow"
 )
@@ -13,11 +14,18 @@ import (
 // It comes in the context of [Dialer] and [PacketDialer], so that what stands in
 // between, a chain for example, has nothing to hand on: [FlowOf] has it. In a
 // chain all outbounds see the same Flow, whose Target is the flow's and not the
-// one that they are asked for. It does not change.
+// one that they are asked for. It does not change but for its notes, which are
+// safe for concurrent use.
 type Flow struct {
 	flow.Flow
-	Rule int // the index of the rule that sent it here; -1 where none did
+	Rule int    // the index of the rule that sent it here; -1 where none did
+	User string // who it is of, where its inbound asks that; else ""
+
+	mu      sync.Mutex // guards what follows
+	choices []choice
 }
+
+type choice struct{ group, member string }
 
 type flowKey struct{}
 
@@ -30,4 +38,61 @@ func WithFlow(ctx context.Context, f *Flow) context.Context {
 func FlowOf(ctx context.Context) *Flow {
 	f, _ := ctx.Value(flowKey{}).(*Flow)
 	return f
+}
+
+// Chose notes that a group opened the flow by one of its members. Of what a group
+// notes, the last counts. f may be nil.
+func (f *Flow) Chose(group, member string) {
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.choices {
+		if f.choices[i].group == group {
+			f.choices[i].member = member
+			return
+		}
+	}
+	f.choices = append(f.choices, choice{group, member})
+}
+
+// Way returns hops with the members that groups among them have chosen:
+// "internet/int1". It returns hops itself where nothing was noted. f may be nil.
+func (f *Flow) Way(hops []string) []string {
+	if f == nil {
+		return hops
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.choices) == 0 {
+		return hops
+	}
+	way := make([]string, len(hops))
+	for i, hop := range hops {
+		way[i] = hop
+		for range f.choices { // a group may have chosen a group
+			member := ""
+			for _, c := range f.choices {
+				if c.group == hop {
+					member = c.member
+				}
+			}
+			if member == "" {
+				break
+			}
+			way[i] += "/" + member
+			hop = member
+		}
+	}
+	return way
+}
+
+// Relayed is what a [Conn] also is that counts for something as long as it is
+// open, and that has no hand in what passes through it.
+type Relayed interface {
+	Conn
+	// Socket returns what is below: whoever wants to may read and write it
+	// instead. Close is still called when the flow has ended.
+	Socket() Conn
 }
