@@ -3,8 +3,6 @@ package outbound
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"time"
 
 	"tunroute/router/socks"
@@ -19,7 +17,10 @@ type Prober interface {
 	Probe(ctx context.Context, negotiate bool) error
 }
 
-var _ Prober = (*Socks)(nil)
+var (
+	_ Prober = (*Socks)(nil)
+	_ Prober = (*HTTP)(nil)
+)
 
 // Probe implements [Prober]. SOCKS4 has nothing before the request, so that it ends
 // with the connect there.
@@ -32,21 +33,22 @@ func (s *Socks) Probe(ctx context.Context, negotiate bool) error {
 	if !negotiate || s.opts.Version != socks.Version5 {
 		return nil
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(s.opts.Negotiate)) // if it fails, so does the write after it
-	op, err := s.authenticate(conn)
-	if !stop() {
-		err = context.Cause(ctx)
+	return s.speak(ctx, conn, func() (string, error) {
+		conn.SetDeadline(time.Now().Add(s.negotiate)) // if it fails, so does the write after it
+		_, op, err := s.authenticate(ctx, conn, nil)
+		if errors.Is(err, socks.ErrNoMethod) {
+			op = opAuthenticate
+		}
+		return op, noAnswer(err, s.negotiate)
+	})
+}
+
+// Probe implements [Prober]. HTTP has nothing before the request, so that it ends with
+// the connect, and the TLS handshake of https.
+func (h *HTTP) Probe(ctx context.Context, _ bool) error {
+	conn, err := h.reach(ctx)
+	if err != nil {
+		return err
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, socks.ErrNoMethod):
-		op = opAuthenticate
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = fmt.Errorf("no answer within %v: %w", s.opts.Negotiate, os.ErrDeadlineExceeded)
-	case isEOF(err):
-		err = fmt.Errorf("the server closed the connection instead of answering: %w", err)
-	}
-	return s.hopError(op, err)
+	return conn.Close()
 }
