@@ -107,16 +107,47 @@ func describe(cfg *config.Config, f *flow.Flow, via string) string {
 	case "drop":
 		return "drop: the program is told nothing"
 	}
+	u := cfg.Upstream(via)
+	if !u.IsGroup() {
+		text, noUDP := way(cfg, f, u)
+		if noUDP {
+			text += ": the program is told at once that the port is unreachable"
+		}
+		return text
+	}
+	return u.String() + members(cfg, f, u, "    ")
+}
+
+// members lists what the members of a group do with f, each in a line.
+func members(cfg *config.Config, f *flow.Flow, g *config.Upstream, indent string) string {
+	var b strings.Builder
+	for _, name := range g.Group {
+		b.WriteString("\n" + indent + "- ")
+		m := cfg.Upstream(name)
+		switch {
+		case m == nil:
+			b.WriteString(describe(cfg, f, name))
+		case m.IsGroup():
+			b.WriteString(m.String() + members(cfg, f, m, indent+"  "))
+		default:
+			text, _ := way(cfg, f, m)
+			b.WriteString(text)
+		}
+	}
+	return b.String()
+}
+
+// way says how f goes through a server, and whether it is UDP that a hop does not carry.
+func way(cfg *config.Config, f *flow.Flow, last *config.Upstream) (text string, noUDP bool) {
 	var hops []string
-	chain := cfg.Chain(via)
+	chain := cfg.Chain(last.Name)
 	for _, u := range chain {
 		hops = append(hops, u.String())
 	}
-	text := strings.Join(hops, " > ")
-	last := chain[len(chain)-1]
+	text = strings.Join(hops, " > ")
 	switch {
 	case last.Scheme == config.Direct:
-		return text
+		return text, false
 	case f.Target.Name == "":
 	case last.Scheme.TakesNames():
 		text += ", which resolves the name"
@@ -126,9 +157,9 @@ func describe(cfg *config.Config, f *flow.Flow, via string) string {
 	if f.Network == flow.UDP {
 		for _, u := range chain {
 			if part := u.NoUDP(); part != "" {
-				return text + "; " + part + " carries no UDP: the program is told at once that the port is unreachable"
+				return text + "; " + part + " carries no UDP", true
 			}
 		}
 	}
-	return text
+	return text, false
 }

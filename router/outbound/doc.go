@@ -5,7 +5,7 @@
 // outbounds. A chain needs no type of its own: a [Socks] or [HTTP] speaks to its
 // server through another [Dialer]. A server on a unix socket is reached through a [Unix].
 //
-// The package does not choose among outbounds (package rule does) and copies no
+// The package does not choose among outbounds (packages rule and group do) and copies no
 // payload (package relay does). What every outbound must do is written down as
 // tests in package outboundtest.
 //
@@ -31,6 +31,9 @@
 // hop that it belongs to: what a answers to the request for b is about the way to
 // b, so that it is an error of hop 2, "connect". Only what the last hop answers to
 // the request for the target is about the target; [Errno] tells them apart.
+//
+// Which flow a dial is for comes in its context ([FlowOf]), for those that want to know
+// more than the target.
 //
 // A name goes as a name to the hop that is to resolve it and to no other: the
 // target's to the last server, a server's to the hop before it. Where a name is

@@ -17,7 +17,8 @@ type Config struct {
 	// The servers that flows can be sent through. Each has a name of its
 	// own, by which rules and other upstreams call it: letters, digits, "-",
 	// "_" and ".", at most 63. The value is a URL, or a mapping with the keys
-	// below. `direct`, `reject`, `drop` and `dns` are built in and cannot be
+	// below: with `url` it is a server, with `group` a choice among several,
+	// which [groups.md](groups.md) tells of. `direct`, `reject`, `drop` and `dns` are built in and cannot be
 	// names of upstreams.
 	Upstreams Upstreams `yaml:"upstreams"`
 	// Where names are resolved.
@@ -111,15 +112,54 @@ type Upstream struct {
 	// cannot be used here. Linux only. Not with `via`.
 	Mark uint32 `yaml:"mark,omitempty"`
 
+	// The members of a group: other upstreams, groups among them, and
+	// `direct`. A flow that one of them cannot open is tried through another
+	// before its program has been told anything. What follows is for groups
+	// only.
+	Group []string `yaml:"group,omitempty"`
+	// How a group chooses among the members that work: `fallback`, which is
+	// the default (the first in the list), `random`, `round-robin`,
+	// `least-flows`, `hash` (the same one for the same client) or `fastest`
+	// (whose probe took the least time).
+	Policy Policy `yaml:"policy,omitempty"`
+	// What `hash` goes by: `source`, which is the default, or `target`, the
+	// host that the flow wants to go to.
+	By HashBy `yaml:"by,omitempty"`
+	// How much more than others a member gets, as in `{int1: 3}`; from 1 to
+	// 1000, and 1 where nothing is said. Not for `fallback` and `fastest`.
+	Weights Weights `yaml:"weights,omitempty"`
+	// How many failures in a row make a member bad, so that it gets no flows;
+	// 1 where nothing is said, and at most 100. What may as well be about the
+	// target counts less, and what surely is does not count.
+	MaxFail int `yaml:"maxfail,omitempty"`
+	// How long a bad member is left alone, until it is probed; `30s` where
+	// nothing is said. If it works then, it gets flows again.
+	BadExpire time.Duration `yaml:"badexpire,omitempty"`
+	// How a member is probed: `negotiate`, which is the default (up to the
+	// user and password), `connect` (the TCP connection only), or a
+	// `HOST:PORT` that it has to reach.
+	Probe Probe `yaml:"probe,omitempty"`
+	// How often members are probed that work; not at all where nothing is
+	// said, but for `fastest`, which has `30s`.
+	ProbeEvery time.Duration `yaml:"probe-every,omitempty"`
+	// How long a member may take before another one is tried beside it: the
+	// first that answers is kept. `5s` where nothing is said, and not more.
+	// Less costs more connections and waits less.
+	Hedge time.Duration `yaml:"hedge,omitempty"`
+	// How long all tries for one flow may take together; `60s` where nothing
+	// is said.
+	Deadline time.Duration `yaml:"deadline,omitempty"`
+
 	Name      string         `yaml:"-"`
-	Scheme    Scheme         `yaml:"-"` // of URL
+	Scheme    Scheme         `yaml:"-"` // of URL; 0 for a group
 	Transport Transport      `yaml:"-"` // of URL
-	Server    flow.Target    `yaml:"-"` // of URL; the zero Target for Direct and Unix
+	Server    flow.Target    `yaml:"-"` // of URL; the zero Target for Direct, Unix and a group
 	Path      string         `yaml:"-"` // of URL; of the socket for Unix
 	Roots     *x509.CertPool `yaml:"-"` // what CA has; nil for what this machine trusts
 	Line      int            `yaml:"-"` // where the config has it; 0 where there is no file
 
 	at, atURL, atVia, atMark place
+	atMembers                []place // of Group
 }
 
 // Upstreams are the upstreams in the order of the file.

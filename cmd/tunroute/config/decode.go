@@ -194,8 +194,6 @@ func short(s string) string {
 // later are keys that a later release will have, by struct and key.
 var later = map[string]string{
 	"Config.listen":       "listening for SOCKS clients",
-	"Upstream.group":      "a group of upstreams",
-	"Upstream.policy":     "a group of upstreams",
 	"Timeouts.tcp-idle":   "ending idle TCP connections",
 	"Timeouts.half-close": "ending half-closed TCP connections",
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -155,6 +156,11 @@ var valueWords = map[string]string{
 	"[]Proto":          "word, or a list",
 	"[]Resolver":       "address or `system`, or a list",
 	"Mode":             "mode",
+	"[]string":         "name, or a list",
+	"Policy":           "word",
+	"HashBy":           "word",
+	"Weights":          "numbers by name",
+	"Probe":            "word or target",
 	"Mark":             "number, or number and mask",
 	"Level":            "word",
 	"Format":           "word",
@@ -321,16 +327,18 @@ func wrap(s, indent string) string {
 	return strings.Join(append(lines, line), "\n"+indent)
 }
 
-// TestConfigPage reads the examples in the part of docs/config.md that is
-// written by hand, and compares the error that it shows with the real one.
-func TestConfigPage(t *testing.T) {
+// TestConfigPages reads the examples of docs/groups.md and of the part of
+// docs/config.md that is written by hand, and compares the error that it shows with
+// the real one.
+func TestConfigPages(t *testing.T) {
 	t.Setenv("OFFICE_PASSWORD", "hunter2")
-	for _, block := range blocks(t, "../docs/config.md") {
-		_, shown, hasError := strings.Cut(block[1], "```text\n")
+	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md")) {
+		_, shown, hasError := strings.Cut(block[1], "```text\ntunroute.yaml:")
 		c, err := Parse("tunroute.yaml", []byte(block[0]))
 		switch {
 		case hasError:
 			shown, _, _ = strings.Cut(shown, "```\n")
+			shown = "tunroute.yaml:" + shown
 			if err == nil || err.Error()+"\n" != shown {
 				t.Errorf("the page shows\n%s\nwhat comes is\n%v", shown, err)
 			}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -29,7 +30,7 @@ func (us Upstreams) MarshalYAML() (any, error) {
 // MarshalYAML writes what differs from the zero Upstream.
 func (u *Upstream) MarshalYAML() (any, error) {
 	out := struct {
-		URL        string `yaml:"url"`
+		URL        string `yaml:"url,omitempty"`
 		Via        string `yaml:"via,omitempty"`
 		User       string `yaml:"user,omitempty"`
 		Password   string `yaml:"password,omitempty"`
@@ -40,9 +41,31 @@ func (u *Upstream) MarshalYAML() (any, error) {
 		Bind       string `yaml:"bind,omitempty"`
 		Interface  string `yaml:"interface,omitempty"`
 		Mark       string `yaml:"mark,omitempty"`
+
+		Group      []string       `yaml:"group,omitempty,flow"`
+		Policy     string         `yaml:"policy,omitempty"`
+		By         string         `yaml:"by,omitempty"`
+		Weights    map[string]int `yaml:"weights,omitempty,flow"`
+		MaxFail    int            `yaml:"maxfail,omitempty"`
+		BadExpire  time.Duration  `yaml:"badexpire,omitempty"`
+		Probe      string         `yaml:"probe,omitempty"`
+		ProbeEvery time.Duration  `yaml:"probe-every,omitempty"`
+		Hedge      time.Duration  `yaml:"hedge,omitempty"`
+		Deadline   time.Duration  `yaml:"deadline,omitempty"`
 	}{
-		URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(),
-		CA: u.CA, ServerName: u.ServerName, Pipeline: u.Pipeline, EarlyReply: u.EarlyReply, Interface: u.Interface,
+		URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(), Interface: u.Interface,
+		CA: u.CA, ServerName: u.ServerName, Pipeline: u.Pipeline, EarlyReply: u.EarlyReply,
+		Group: u.Group, Weights: u.Weights, MaxFail: u.MaxFail, BadExpire: u.BadExpire,
+		ProbeEvery: u.ProbeEvery, Hedge: u.Hedge, Deadline: u.Deadline,
+	}
+	if u.IsGroup() {
+		out.Policy = u.Policy.String()
+	}
+	if u.By != BySource {
+		out.By = u.By.String()
+	}
+	if u.Probe != (Probe{}) {
+		out.Probe = u.Probe.String()
 	}
 	if u.Bind.IsValid() {
 		out.Bind = u.Bind.String()

@@ -91,6 +91,7 @@ func (d *decoder) link(c *Config) {
 		default:
 			d.errorAt(u.atVia, didYouMean(u.Via, names), "upstream %q goes via %q, which is not an upstream", u.Name, short(u.Via))
 		}
+		d.linkGroup(u, names, byName)
 		if c.TUN.Mark.Mask&u.Mark != 0 {
 			d.errorAt(u.atMark, "use other bits, or give tun.mark a mask that leaves these out", "mark %#x of upstream %q has bits of tun.mark %s", u.Mark, u.Name, c.TUN.Mark)
 		}
@@ -124,31 +125,6 @@ func (d *decoder) isURL(via string) bool {
 	start, end := passwordSpan(via)
 	d.keepSecret(via[start:end])
 	return true
-}
-
-// circles finds upstreams that are reached through themselves.
-func (d *decoder) circles(all Upstreams, byName map[string]*Upstream) {
-	done := make(map[*Upstream]bool) // neither in a circle nor leading to one that has not been told
-	for _, first := range all {
-		way := []string{}
-		onWay := make(map[*Upstream]bool)
-		u := first
-		for u != nil && !done[u] && !onWay[u] {
-			onWay[u] = true
-			way = append(way, u.Name)
-			u = byName[u.Via]
-		}
-		if u != nil && onWay[u] {
-			// What leads into the circle is not part of it.
-			for way[0] != u.Name {
-				way = way[1:]
-			}
-			d.errorAt(u.atVia, "one of them must be reached without via", "upstreams go round in a circle: %s via %s", strings.Join(way, " via "), u.Name)
-		}
-		for u := range onWay {
-			done[u] = true
-		}
-	}
 }
 
 // Table compiles the rules; they keep their lines.

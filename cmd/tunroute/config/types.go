@@ -160,3 +160,58 @@ func (r Resolver) String() string {
 
 // MarshalText returns what String does.
 func (r Resolver) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Policy is how a group chooses.
+type Policy uint8
+
+// The policies, as package group has them.
+const (
+	Fallback Policy = iota
+	Random
+	RoundRobin
+	LeastFlows
+	Hash
+	Fastest
+)
+
+var policies = enum{"fallback", "random", "round-robin", "least-flows", "hash", "fastest"}
+
+// String returns the policy as the config has it.
+func (p Policy) String() string { return policies.text(int(p)) }
+
+// MarshalText returns what String does.
+func (p Policy) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// HashBy is what the policy hash goes by.
+type HashBy uint8
+
+// What it can go by.
+const (
+	BySource HashBy = iota
+	ByTarget
+)
+
+var hashBys = enum{"source", "target"}
+
+// String returns "source" or "target".
+func (b HashBy) String() string { return hashBys.text(int(b)) }
+
+// Probe is how the members of a group are probed.
+type Probe struct {
+	ConnectOnly bool
+	Target      flow.Target // if not zero, what a member has to reach
+}
+
+// String returns the probe as the config has it.
+func (p Probe) String() string {
+	switch {
+	case p.Target != flow.Target{}:
+		return p.Target.String()
+	case p.ConnectOnly:
+		return "connect"
+	}
+	return "negotiate"
+}
+
+// Weights are those of the members of a group, by name.
+type Weights map[string]int

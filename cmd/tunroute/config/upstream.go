@@ -73,12 +73,17 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 	default:
 		before := len(d.errs)
 		d.fields(n, reflect.ValueOf(u).Elem(), name)
+		if valueAt(n, "group") != n {
+			u.checkGroup(d, n, name)
+			return
+		}
+		u.noGroup(d, n, name)
 		urlNode = valueAt(n, "url")
 		switch {
 		case u.URL == "" && len(d.errs) > before:
 			return
 		case urlNode == n:
-			d.errorf(n, "write url: socks5h://HOST", "%s has no url", name)
+			d.errorf(n, "write url: socks5h://HOST, or group: [A, B]", "%s has no url", name)
 			return
 		}
 	}
@@ -539,7 +544,7 @@ func (c *Config) Upstream(name string) *Upstream {
 }
 
 // Chain returns the upstreams on the way of a rule's Via, the one nearest to us
-// first. It is empty for what is built in.
+// first. It is empty for what is built in. A group is one of them, and the first.
 func (c *Config) Chain(via string) []*Upstream {
 	var chain []*Upstream
 	for u := c.Upstream(via); u != nil && len(chain) < len(c.Upstreams); u = c.Upstream(u.Via) {
@@ -548,5 +553,10 @@ func (c *Config) Chain(via string) []*Upstream {
 	return chain
 }
 
-// String returns the name and the URL.
-func (u *Upstream) String() string { return u.Name + " (" + u.URL + ")" }
+// String returns the name and the URL, or how a group chooses among whom.
+func (u *Upstream) String() string {
+	if u.IsGroup() {
+		return fmt.Sprintf("%s (%s of %s)", u.Name, u.Policy, strings.Join(u.Group, ", "))
+	}
+	return u.Name + " (" + u.URL + ")"
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"tunroute/router/flow"
 	"tunroute/router/rule"
 )
 
@@ -30,6 +31,9 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Format]():           func(s string) (any, error) { return parseEnum("format", formats, s) },
 	reflect.TypeFor[Level]():            func(s string) (any, error) { return parseLevel(s) },
 	reflect.TypeFor[Mark]():             func(s string) (any, error) { return parseMark(s) },
+	reflect.TypeFor[Policy]():           func(s string) (any, error) { return parseEnum("policy", policies, s) },
+	reflect.TypeFor[HashBy]():           func(s string) (any, error) { return parseEnum("thing that hash goes by", hashBys, s) },
+	reflect.TypeFor[Probe]():            func(s string) (any, error) { return parseProbe(s) },
 	reflect.TypeFor[Resolver]():         func(s string) (any, error) { return parseResolver(s) },
 }
 
@@ -177,6 +181,24 @@ func parseResolver(s string) (Resolver, error) {
 		return Resolver{}, parseError(s, "is not an address of a machine", "write system, or the address of a DNS server")
 	}
 	return Resolver{Addr: ap}, nil
+}
+
+func parseProbe(s string) (Probe, error) {
+	switch s {
+	case "negotiate":
+		return Probe{}, nil
+	case "connect":
+		return Probe{ConnectOnly: true}, nil
+	}
+	t, err := flow.ParseTarget(s)
+	if err != nil || t.Port == 0 {
+		hint := didYouMean(s, []string{"negotiate", "connect"})
+		if strings.Contains(s, ":") {
+			hint = "write negotiate, connect, or a target as in www.example.org:443"
+		}
+		return Probe{}, parseError(s, "is not a probe", hint)
+	}
+	return Probe{Target: t}, nil
 }
 
 func parsePorts(s string) ([]rule.PortRange, error) {

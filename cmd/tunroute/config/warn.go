@@ -31,21 +31,16 @@ func (s *source) warnings(c *Config) Errors {
 		if dest, ok := c.unseen(r); ok {
 			warn(r.atTo, "write its addresses, or give the name the mode remote", "rule %d cannot see the name %q: it has the mode local, so that flows to it have an address only", i+1, dest)
 		}
-		last := c.Upstream(r.Via)
-		if last == nil {
-			continue
-		}
-		if !leaky[last] && last.Scheme != Direct && !last.Scheme.TakesNames() && c.mayBeRemote(r) {
-			leaky[last] = true
-			better := map[Scheme]Scheme{Socks4: Socks4a, Socks5: Socks5h}[last.Scheme]
-			warn(last.atURL, fmt.Sprintf("write %s to have the server resolve them", schemeOf(better, last.Transport)), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, strings.TrimSuffix(schemeOf(last.Scheme, last.Transport), "://"))
+		for _, last := range c.Ends(r.Via) {
+			if !leaky[last] && last.Scheme != Direct && !last.Scheme.TakesNames() && c.mayBeRemote(r) {
+				leaky[last] = true
+				better := map[Scheme]Scheme{Socks4: Socks4a, Socks5: Socks5h}[last.Scheme]
+				warn(last.atURL, fmt.Sprintf("write %s to have the server resolve them", schemeOf(better, last.Transport)), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, strings.TrimSuffix(schemeOf(last.Scheme, last.Transport), "://"))
+			}
 		}
 		if r.compiled().Network == flow.UDP {
-			for _, hop := range c.Chain(r.Via) {
-				if part := hop.NoUDP(); part != "" {
-					warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and %s carries none", i+1, hop.Name, part)
-					break
-				}
+			if hop := c.noUDP(r.Via); hop != nil {
+				warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and %s carries none", i+1, hop.Name, hop.NoUDP())
 			}
 		}
 	}
@@ -70,9 +65,7 @@ func inLine(line int) string {
 func (s *source) unused(c *Config, warn func(place, string, string, ...any)) {
 	used := make(map[*Upstream]bool)
 	for _, r := range c.Rules {
-		for _, u := range c.Chain(r.Via) {
-			used[u] = true
-		}
+		c.walk(r.Via, func(u *Upstream) { used[u] = true })
 	}
 	for _, u := range c.Upstreams {
 		if !used[u] {

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
@@ -14,6 +16,7 @@ import (
 	"tunroute/router"
 	"tunroute/router/flow"
 	"tunroute/router/outbound"
+	"tunroute/router/outbound/group"
 	"tunroute/router/socks"
 )
 
@@ -31,11 +34,13 @@ type builder struct {
 	resolver  outbound.Resolver
 	exchanger dnsfake.Exchanger
 
-	made map[string]outbound.Dialer
+	made   map[string]outbound.Dialer
+	groups map[string]*group.Group // of made, those that have to run
+	log    *slog.Logger            // of groups; nil discards
 }
 
 func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*builder, error) {
-	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer)}
+	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer), groups: make(map[string]*group.Group)}
 	// Resolvers are asked from this machine, past our own rules.
 	way, err := outbound.NewDirect(outbound.DirectOptions{Mark: mark, Connect: cfg.Timeouts.Connect})
 	if err != nil {
@@ -123,6 +128,9 @@ func (b *builder) dialer(u *config.Upstream) (outbound.Dialer, error) {
 }
 
 func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
+	if u.IsGroup() {
+		return b.group(u)
+	}
 	if u.Scheme == config.Direct {
 		return b.direct(u)
 	}
@@ -196,6 +204,61 @@ func (b *builder) way(u *config.Upstream) (outbound.Dialer, error) {
 	return b.dialer(before)
 }
 
+// policies are those of a config without hash, which has two.
+var policies = map[config.Policy]group.Policy{
+	config.Fallback: group.Fallback, config.Random: group.Random, config.RoundRobin: group.RoundRobin,
+	config.LeastFlows: group.LeastFlows, config.Hash: group.HashSource, config.Fastest: group.Fastest,
+}
+
+// group makes a choice among others.
+func (b *builder) group(u *config.Upstream) (*group.Group, error) {
+	o := group.Options{
+		Name:       u.Name,
+		Policy:     policies[u.Policy],
+		MaxFail:    u.MaxFail,
+		BadExpire:  u.BadExpire,
+		Hedge:      u.Hedge,
+		Deadline:   u.Deadline,
+		Probe:      group.Probe{Target: u.Probe.Target, ConnectOnly: u.Probe.ConnectOnly},
+		ProbeEvery: u.ProbeEvery,
+		Logger:     b.log,
+	}
+	if u.Policy == config.Hash && u.By == config.ByTarget {
+		o.Policy = group.HashTarget
+	}
+	for _, name := range u.Group {
+		m := group.Member{Name: name, Weight: u.Weights[name]}
+		var err error
+		if member := b.cfg.Upstream(name); member != nil {
+			m.Dialer, err = b.dialer(member)
+		} else if name == config.ViaDirect {
+			m.Dialer, err = b.direct(&config.Upstream{})
+		} else {
+			err = errors.New("not an upstream")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("member %s: %w", name, err)
+		}
+		o.Members = append(o.Members, m)
+	}
+	g, err := group.New(o)
+	if err != nil {
+		return nil, err
+	}
+	b.groups[u.Name] = g
+	return g, nil
+}
+
+// inherit has the groups know what those of another config have found out about
+// members that are the same in both.
+func (b *builder) inherit(was map[string]*group.Group, from *config.Config) {
+	for name, g := range b.groups {
+		if old := was[name]; old != nil {
+			g.Inherit(old, func(member string) bool { return b.cfg.SameUpstream(from, member) })
+		}
+	}
+}
+
 // direct makes the way out of this machine with u's socket options.
 func (b *builder) direct(u *config.Upstream) (*outbound.Direct, error) {
 	return outbound.NewDirect(outbound.DirectOptions{
@@ -266,7 +329,7 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 		return nil
 	}
 	for _, u := range cfg.Upstreams {
-		if u.Scheme == config.Direct || u.Via != "" || u.Transport == config.Unix {
+		if u.Scheme == config.Direct || u.IsGroup() || u.Via != "" || u.Transport == config.Unix {
 			continue
 		}
 		name := "upstream " + u.Name

@@ -40,7 +40,8 @@ type Engine struct {
 	stack  *stack.Stack
 	bridge *bridge
 
-	mu      sync.Mutex // of Reload
+	mu      sync.Mutex // of Reload; guards groups
+	groups  runners
 	current atomic.Pointer[config.Config]
 }
 
@@ -65,10 +66,12 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.log = o.Logger
 	snapshot, err := b.snapshot()
 	if err != nil {
 		return nil, err
 	}
+	e.groups.all = b.groups
 	e.dns, err = dnsfake.New(dnsfake.Options{
 		Pool:     e.pool,
 		Mode:     e.nameMode,
@@ -148,12 +151,18 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
+	e.mu.Lock()
+	e.groups.start(background)
+	e.mu.Unlock()
 	e.bridge.ctx = stackCtx
 	err = e.stack.Run(stackCtx)
 	stopStack()
 	e.bridge.queries.Wait()
 	stop()
 	others.Wait()
+	e.mu.Lock()
+	e.groups.end()
+	e.mu.Unlock()
 	if dnsErr != nil {
 		dnsErr = fmt.Errorf("dns: %w", dnsErr)
 	}
@@ -190,7 +199,8 @@ func (e *Engine) listenDNS(ctx context.Context) (packets []net.PacketConn, liste
 // Reload makes cfg decide all flows from now on; flows that are open keep their
 // outbound, and leases their addresses. What only a new start can change (the
 // device, the fake ranges, the listeners, limits) is refused, and so is a config
-// with an error: nothing has changed then.
+// with an error: nothing has changed then. What groups know of members that are the
+// same is kept.
 func (e *Engine) Reload(cfg *config.Config) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -201,12 +211,15 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	b.log = e.log
 	s, err := b.snapshot()
 	if err != nil {
 		return err
 	}
+	b.inherit(e.groups.all, e.current.Load())
 	e.current.Store(cfg)
 	e.router.Swap(s)
+	e.groups.replace(b.groups)
 	return nil
 }
 
