@@ -57,6 +57,25 @@ func (f *Flow) Chose(group, member string) {
 	f.choices = append(f.choices, choice{group, member})
 }
 
+// Chosen returns the member that a group has noted, "" where it has none. f may be nil.
+func (f *Flow) Chosen(group string) string {
+	if f == nil {
+		return ""
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.chosenLocked(group)
+}
+
+func (f *Flow) chosenLocked(group string) string {
+	for _, c := range f.choices {
+		if c.group == group {
+			return c.member
+		}
+	}
+	return ""
+}
+
 // Way returns hops with the members that groups among them have chosen:
 // "internet/int1". It returns hops itself where nothing was noted. f may be nil.
 func (f *Flow) Way(hops []string) []string {
@@ -72,12 +91,7 @@ func (f *Flow) Way(hops []string) []string {
 	for i, hop := range hops {
 		way[i] = hop
 		for range f.choices { // a group may have chosen a group
-			member := ""
-			for _, c := range f.choices {
-				if c.group == hop {
-					member = c.member
-				}
-			}
+			member := f.chosenLocked(hop)
 			if member == "" {
 				break
 			}

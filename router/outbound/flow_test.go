@@ -25,7 +25,7 @@ func TestWayHasTheMembersThatWereChosen(t *testing.T) {
 	hops := []string{"outer", "p1"}
 	var none *outbound.Flow
 	none.Chose("outer", "a")
-	if got := none.Way(hops); !slices.Equal(got, hops) {
+	if got := none.Way(hops); !slices.Equal(got, hops) || none.Chosen("outer") != "" {
 		t.Errorf("without a flow: %q", got)
 	}
 	f := &outbound.Flow{}
@@ -38,6 +38,9 @@ func TestWayHasTheMembersThatWereChosen(t *testing.T) {
 	f.Chose("outer", "inner")
 	if got, want := f.Way(hops), []string{"outer/inner/int1", "p1"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, none := f.Chosen("outer"), f.Chosen("p1"); got != "inner" || none != "" {
+		t.Errorf("Chosen: %q and %q, want inner and nothing", got, none)
 	}
 	f.Chose("int1", "outer") // nobody can, and it must end
 	f.Way(hops)

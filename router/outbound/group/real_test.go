@@ -255,6 +255,42 @@ func TestErrorOfAChainThroughAGroup(t *testing.T) {
 	}
 }
 
+// A chain through a group has its association, the connection and the datagrams,
+// through one member: the server behind may take datagrams from the address of the
+// connection only.
+func TestAssociationThroughOneMember(t *testing.T) {
+	var members []*outboundtest.Server
+	o := group.Options{Name: "g", Policy: group.RoundRobin}
+	for _, name := range []string{"a", "b"} {
+		m := outboundtest.StartServer(t, outboundtest.ServerOptions{User: "ann", Password: "nna"})
+		members = append(members, m)
+		o.Members = append(o.Members, group.Member{Name: name, Dialer: server(t, name, m.Target(), direct(t, nil))})
+	}
+	g := newGroup(t, o)
+	far := started(t, nil)
+	last := server(t, "last", far, g)
+	// Now TCP and UDP do not have the same turn.
+	conn, err := g.DialTCP(t.Context(), far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	for range 4 {
+		before := []int{len(members[0].Requests()), len(members[1].Requests())}
+		f := &outbound.Flow{Flow: flow.Flow{Network: flow.UDP}}
+		c, err := last.OpenUDP(outbound.WithFlow(t.Context(), f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		for i, m := range members {
+			if n := len(m.Requests()) - before[i]; n != 0 && n != 2 {
+				t.Errorf("member %d had %d requests for an association, want none or both", i, n)
+			}
+		}
+	}
+}
+
 // Probe speaks with the server and asks it for nothing.
 func TestProbe(t *testing.T) {
 	s := outboundtest.StartServer(t, outboundtest.ServerOptions{User: "ann", Password: "nna"})

@@ -23,6 +23,7 @@ type attempt[T io.Closer] struct {
 // walk is the order in which the members are tried for one flow.
 type walk struct {
 	s                *side
+	flow             *outbound.Flow // nil where nobody knows
 	key              uint64
 	tried            []int32
 	rest             []int32 // to be tried next
@@ -34,8 +35,7 @@ type walk struct {
 func (w *walk) next(bad bool) int32 {
 	if !w.begun {
 		w.begun = true
-		first := w.s.choose(w.key)
-		if first >= 0 {
+		if first := w.begin(); first >= 0 {
 			w.tried = append(w.tried, first)
 			return first
 		}
@@ -60,6 +60,20 @@ func (w *walk) next(bad bool) int32 {
 	}
 }
 
+// begin returns the first member. A flow that has gone through one before goes through
+// it again: the connection and the datagrams of an association behind us have to come
+// from the same address.
+func (w *walk) begin() int32 {
+	if was := w.flow.Chosen(w.s.g.opts.Name); was != "" {
+		for i, m := range w.s.g.members {
+			if m.name == was && w.s.view.Load().alive[i] {
+				return int32(i)
+			}
+		}
+	}
+	return w.s.choose(w.key)
+}
+
 // maxAnswers is how many members may say that a target cannot be reached before they
 // are believed. More would take the client's time: danted takes 3 s for a host that is
 // down, and microsocks says "general failure" of every name that does not exist.
@@ -72,7 +86,7 @@ func try[T io.Closer](client context.Context, s *side, key, target uint64, open 
 	ctx, cancel := context.WithTimeout(client, s.g.opts.Deadline)
 	defer cancel()
 	var (
-		w       = walk{s: s, key: key}
+		w       = walk{s: s, flow: outbound.FlowOf(client), key: key}
 		results = make(chan attempt[T])
 		running int
 		won     *attempt[T]
@@ -159,7 +173,7 @@ func try[T io.Closer](client context.Context, s *side, key, target uint64, open 
 		for _, a := range doubts {
 			s.doubted(a.member, judge(s.network, a.err).cause, a.err, target)
 		}
-		outbound.FlowOf(client).Chose(s.g.opts.Name, s.g.members[won.member].name)
+		w.flow.Chose(s.g.opts.Name, s.g.members[won.member].name)
 		return won.conn, won.member, nil
 	}
 	var none T
