@@ -412,6 +412,53 @@ func TestEcho(t *testing.T) {
 	}
 }
 
+// asked tells which flow it is asked to open something for, notes a choice, and opens
+// nothing.
+type asked struct{ flow chan *outbound.Flow }
+
+func (a asked) DialTCP(ctx context.Context, _ flow.Target) (outbound.Conn, error) {
+	outbound.FlowOf(ctx).Chose("d1", "m")
+	a.flow <- outbound.FlowOf(ctx)
+	return nil, syscall.ECONNREFUSED
+}
+
+func (a asked) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
+	_, err := a.DialTCP(ctx, flow.Target{})
+	return nil, err
+}
+
+// TestOutboundIsToldOfTheFlow: where it comes from and what rule sent it, for TCP and
+// UDP; what a group notes is in the record.
+func TestOutboundIsToldOfTheFlow(t *testing.T) {
+	d := asked{make(chan *outbound.Flow, 1)}
+	r, _, log := newRouter(t, d, Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan struct{})
+	go func() { r.Run(ctx); close(ran) }()
+
+	r.ServeTCP(ctx, newRequest("198.18.0.9:80"))
+	tcp := <-d.flow
+	if !r.ServeUDP(client, netip.MustParseAddrPort("192.0.2.1:53"), []byte("x")) {
+		t.Error("a datagram was refused")
+	}
+	udp := <-d.flow
+	cancel()
+	<-ran
+	for _, c := range []struct {
+		got  *outbound.Flow
+		net  flow.Network
+		host string
+		rule int
+	}{{tcp, flow.TCP, "a.test", 2}, {udp, flow.UDP, "192.0.2.1", 3}} {
+		if f := c.got; f == nil || f.Network != c.net || f.Source != client || f.Inbound != "tun" || f.Target.Host() != c.host || f.Rule != c.rule {
+			t.Errorf("%s: the flow is %+v", c.net, f)
+		}
+	}
+	if n := strings.Count(log.String(), `hops="d1/m > p1"`); n != 2 {
+		t.Errorf("%d records have the member, want 2: %s", n, log)
+	}
+}
+
 func TestEndOfDial(t *testing.T) {
 	for err, want := range map[error]End{
 		outbound.ErrRejected:     EndRejected,

@@ -583,6 +583,24 @@ func TestLeastBadAreTried(t *testing.T) {
 	})
 }
 
+// Flows that fail because all members are bad do not put the probes off.
+func TestProbeInSpiteOfFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t, 1, Options{BadExpire: 10 * time.Second})
+		s.run(t)
+		down := s.m[0].hop("connect", syscall.ECONNREFUSED)
+		s.m[0].set(func(f *fake) { f.err, f.probe = down, down })
+		for range 30 {
+			s.dial(t.Context(), site)
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		if n := s.m[0].probes.Load(); n != 2 && n != 3 { // each 8 to 12 s
+			t.Errorf("%d probes in 30 s, want 2 or 3", n)
+		}
+	})
+}
+
 // UDP has a health of its own.
 func TestUDP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

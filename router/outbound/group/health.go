@@ -160,7 +160,11 @@ func (s *side) markLocked(i int32, cause Cause, err error) {
 	h := &s.health[i]
 	was := *h
 	now := time.Now()
-	h.cause, h.err, h.due = cause, err, now.Add(jitter(s.g.opts.BadExpire))
+	h.cause, h.err = cause, err
+	// Flows that try a bad member because there is no other do not put its probe off.
+	if !was.bad || !was.due.After(now) {
+		h.due = now.Add(jitter(s.g.opts.BadExpire))
+	}
 	if !was.bad {
 		h.bad, h.since = true, now
 		s.publishLocked()
