@@ -133,6 +133,8 @@ func causeOf(hop *outbound.HopError) Cause {
 		return Protocol
 	case isTimeout(hop.Err):
 		return Silence
+	case hop.Op == "authenticate" && !isHangup(hop.Err): // another protocol's refusal
+		return Auth
 	}
 	return Hangup
 }

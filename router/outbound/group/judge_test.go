@@ -2,6 +2,7 @@ package group
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -52,6 +53,7 @@ func TestJudge(t *testing.T) {
 		{"wrong password", step("authenticate", fmt.Errorf("%w (status 1)", socks.ErrAuth)), member(Auth), member(Auth)},
 		{"no method", step("authenticate", socks.ErrNoMethod), member(Auth), member(Auth)},
 		{"wrong password at hop 1", at(1, 3, "authenticate", socks.ErrAuth), member(Auth), member(Auth)},
+		{"wants a user", step("authenticate", errors.New("407 Proxy Authentication Required")), member(Auth), member(Auth)},
 		{"silent about the password", step("authenticate", timeout), member(Silence), member(Silence)},
 		{"EOF for the password", step("authenticate", io.EOF), member(Hangup), member(Hangup)},
 
