@@ -45,7 +45,7 @@ type Record struct {
 	End         End
 	Err         error // names the hop and its reply where there is one
 
-	asked *outbound.Flow // with the notes of groups; nil where nothing was opened
+	asked *outbound.Flow // of UDP, with the notes of groups; nil where nothing was opened
 }
 
 func (rec *Record) end(e End, err error) { rec.End, rec.Err = e, err }

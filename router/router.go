@@ -226,8 +226,9 @@ func (r *Router) ServeTCP(ctx context.Context, q Request) {
 		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	f.rec.asked = &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
-	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, f.rec.asked), target)
+	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
+	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, asked), target)
+	f.rec.Hops = asked.Way(out.Hops)
 	if err != nil {
 		q.Refuse(outbound.Errno(err))
 		f.end(endOfDial(err), err)

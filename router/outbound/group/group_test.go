@@ -566,7 +566,7 @@ func TestLeastBadAreTried(t *testing.T) {
 		if member, err := s.dial(t.Context(), site); member != "c" {
 			t.Errorf("member %q, %v, want c", member, err)
 		}
-		if got, want := s.bad(), "a: authentication refused, b: not the SOCKS protocol"; got != want {
+		if got, want := s.bad(), "a: authentication refused, b: not the protocol"; got != want {
 			t.Errorf("bad: %q, want %q", got, want)
 		}
 		// While a good one says that it cannot be reached, no bad one is asked.

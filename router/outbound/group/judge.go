@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"tunroute/router/flow"
+	"tunroute/router/httpconnect"
 	"tunroute/router/outbound"
 	"tunroute/router/socks"
 )
@@ -22,14 +23,15 @@ const (
 	Connect         // it cannot be connected to
 	Silence         // it takes a connection and does not answer
 	Hangup          // it takes a connection and closes it
-	Protocol        // it answers what is no SOCKS
+	Secrecy         // the TLS handshake fails: its certificate, most likely
+	Protocol        // it answers what is not its protocol
 	General         // it answers "general failure"
 	Auth            // it refuses user and password, or wants some
 	NoUDP           // it carries no UDP
 	Unreached       // it does not reach the target of the probe
 )
 
-var causes = [...]string{"", "connect failed", "no answer", "hung up", "not the SOCKS protocol",
+var causes = [...]string{"", "connect failed", "no answer", "hung up", "TLS handshake failed", "not the protocol",
 	"general failure", "authentication refused", "no UDP", "target of the probe not reached"}
 
 // String returns, for example, "authentication refused".
@@ -73,6 +75,7 @@ func judge(n flow.Network, err error) judgement {
 	}
 	var reply socks.ReplyError
 	var reply4 socks.ReplyError4
+	var status *httpconnect.StatusError
 	switch {
 	case errors.As(hop.Err, &reply):
 		return judgeReply(n, reply)
@@ -81,6 +84,13 @@ func judge(n flow.Network, err error) judgement {
 		case socks.Reply4NoIdent, socks.Reply4UserMismatch:
 			return judgement{next: true, cause: Auth}
 		}
+		return judgement{next: true, cause: General, proof: true}
+	case errors.As(hop.Err, &status):
+		switch outbound.Errno(err) {
+		case syscall.ECONNREFUSED, syscall.EACCES:
+			return judgement{}
+		}
+		// Nothing else is told apart by all proxies: tinyproxy says 500 to all.
 		return judgement{next: true, cause: General, proof: true}
 	case isTimeout(hop.Err):
 		return judgement{next: true, cause: Silence, proof: n == flow.TCP}
@@ -129,10 +139,12 @@ func causeOf(hop *outbound.HopError) Cause {
 		return Connect
 	case errors.Is(hop.Err, socks.ErrAuth), errors.Is(hop.Err, socks.ErrNoMethod):
 		return Auth
-	case errors.Is(hop.Err, socks.ErrProtocol):
+	case errors.Is(hop.Err, socks.ErrProtocol), errors.Is(hop.Err, httpconnect.ErrProtocol):
 		return Protocol
 	case isTimeout(hop.Err):
 		return Silence
+	case hop.Op == "handshake":
+		return Secrecy
 	case hop.Op == "authenticate" && !isHangup(hop.Err): // another protocol's refusal
 		return Auth
 	}

@@ -2,6 +2,7 @@ package group
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"tunroute/router/flow"
+	"tunroute/router/httpconnect"
 	"tunroute/router/outbound"
 	"tunroute/router/socks"
 )
@@ -54,6 +56,10 @@ func TestJudge(t *testing.T) {
 		{"no method", step("authenticate", socks.ErrNoMethod), member(Auth), member(Auth)},
 		{"wrong password at hop 1", at(1, 3, "authenticate", socks.ErrAuth), member(Auth), member(Auth)},
 		{"wants a user", step("authenticate", errors.New("407 Proxy Authentication Required")), member(Auth), member(Auth)},
+		{"certificate", step("handshake", x509.UnknownAuthorityError{}), member(Secrecy), member(Secrecy)},
+		{"EOF for a handshake", step("handshake", io.EOF), member(Secrecy), member(Secrecy)},
+		{"silent in a handshake", step("handshake", timeout), member(Silence), member(Silence)},
+		{"not HTTP", step("negotiate", fmt.Errorf("%w: SSH-2.0", httpconnect.ErrProtocol)), member(Protocol), member(Protocol)},
 		{"silent about the password", step("authenticate", timeout), member(Silence), member(Silence)},
 		{"EOF for the password", step("authenticate", io.EOF), member(Hangup), member(Hangup)},
 
@@ -79,6 +85,10 @@ func TestJudge(t *testing.T) {
 		{"SOCKS4 91", step("request", socks.Reply4Rejected), either(General), either(General)},
 		{"SOCKS4 92", step("request", socks.Reply4NoIdent), member(Auth), member(Auth)},
 		{"SOCKS4 93", step("request", socks.Reply4UserMismatch), member(Auth), member(Auth)},
+		{"HTTP 403", step("request", &httpconnect.StatusError{Code: 403}), client, client},
+		{"HTTP 503, refused", step("request", &httpconnect.StatusError{Code: 503, Cause: "ERR_CONNECT_FAIL 111"}), client, client},
+		{"HTTP 503, unreachable", step("request", &httpconnect.StatusError{Code: 503, Cause: "ERR_CONNECT_FAIL 113"}), either(General), either(General)},
+		{"HTTP 500", step("request", &httpconnect.StatusError{Code: 500}), either(General), either(General)},
 		{"EOF for a reply", step("request", io.EOF), either(Hangup), member(Hangup)},
 		{"half a reply", step("request", io.ErrUnexpectedEOF), either(Hangup), member(Hangup)},
 		{"reset for a reply", step("request", syscall.ECONNRESET), either(Hangup), member(Hangup)},
