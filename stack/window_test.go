@@ -21,11 +21,11 @@ func TestNeighbors(t *testing.T) {
 			}
 		}
 		check(here, farFrom, false)
-		check(here, farFrom-1, true)
+		check(here, farFrom-time.Nanosecond, true)
 		check(there, farFrom, false)
-		time.Sleep(staysNear - 1)
+		time.Sleep(staysNear - time.Nanosecond)
 		check(here, time.Second, true)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		check(here, time.Second, false)
 	})
 }
