@@ -25,10 +25,18 @@ warnings at most. Nothing is opened, resolved or changed.`,
 			if err := engine.Check(cfg); err != nil {
 				return told(fmt.Errorf("%s: %w", file, err))
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: in order: %d upstreams, %d rules\n", file, len(cfg.Upstreams), len(cfg.Rules))
+			fmt.Fprintf(c.OutOrStdout(), "%s: in order: %s, %s\n", file, count(len(cfg.Upstreams), "upstream"), count(len(cfg.Rules), "rule"))
 			return nil
 		},
 	}
 	configFlag(c, &file, defaultConfig)
 	return c
+}
+
+// count says how many there are, as in "1 rule".
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
