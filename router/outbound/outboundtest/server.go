@@ -244,6 +244,9 @@ func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request,
 		var conn net.Conn
 		if conn, err = new(net.Dialer).DialContext(ctx, "tcp", a.String()); err == nil {
 			defer conn.Close()
+			// Else it grows with what is read, up to 32 MiB on some machines, and
+			// three servers hold more than what a slow reader is sent.
+			conn.(*net.TCPConn).SetReadBuffer(1 << 20)
 			client.Write(reply(socks.ReplySucceeded, conn.LocalAddr().(*net.TCPAddr).AddrPort()))
 			target <- conn.(*net.TCPConn)
 			io.Copy(client, conn)
