@@ -2,6 +2,8 @@ package interop
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,8 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,33 +23,76 @@ import (
 // roles are what the test binary does when it runs inside, by its first
 // argument.
 var roles = map[string]func(args []string) error{
-	"generate": generate,
+	"generate": generateRole,
+	"streams":  streamsRole,
 	"udp":      udpRole,
 	"short":    shortRole,
 }
 
-// generate SEED SIZE prints a stream as the server at lab.StreamPort expects it.
-func generate(args []string) error {
-	var seed uint64
-	var size int64
-	if _, err := fmt.Sscan(args[0]+" "+args[1], &seed, &size); err != nil {
-		return err
-	}
-	if _, err := fmt.Printf("%d %d\n", seed, size); err != nil {
+// generateRole SEED SIZE prints what generate writes.
+func generateRole(args []string) error {
+	return generate(os.Stdout, uint64(atoi(args[0])), int64(atoi(args[1])))
+}
+
+// generate writes a stream as the server at lab.StreamPort expects it.
+func generate(w io.Writer, seed uint64, size int64) error {
+	if _, err := fmt.Fprintf(w, "%d %d\n", seed, size); err != nil {
 		return err
 	}
 	// Without ReaderFrom, for the sake of the buffer's size.
-	out := struct{ io.Writer }{os.Stdout}
-	_, err := io.CopyBuffer(out, lab.Stream(seed+lab.UpSeed, size), make([]byte, 64<<10))
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, lab.Stream(seed+lab.UpSeed, size), make([]byte, 64<<10))
 	return err
+}
+
+// streamsRole SIZE ADDR... opens a stream to each address at lab.StreamPort, the
+// first with seed 0, and prints a line for each with the SHA-256 of what came or
+// what went wrong. Nothing is sent before all are connected: on a busy machine
+// the first ones would take the time that the others need for that.
+func streamsRole(args []string) error {
+	size, addrs := int64(atoi(args[0])), args[1:]
+	lines := make([]string, len(addrs))
+	var connecting, running sync.WaitGroup
+	for seed, a := range addrs {
+		connecting.Add(1)
+		running.Go(func() {
+			conn, err := net.Dial("tcp", net.JoinHostPort(a, fmt.Sprint(lab.StreamPort)))
+			connecting.Done()
+			if err == nil {
+				connecting.Wait()
+				lines[seed], err = transfer(conn.(*net.TCPConn), uint64(seed), size)
+			}
+			if err != nil {
+				lines[seed] = err.Error()
+			}
+		})
+	}
+	running.Wait()
+	_, err := fmt.Println(strings.Join(lines, "\n"))
+	return err
+}
+
+// transfer is the client's half of a stream, on a connection that it closes.
+func transfer(conn *net.TCPConn, seed uint64, size int64) (sum string, err error) {
+	defer conn.Close()
+	var sending sync.WaitGroup
+	var sent error
+	sending.Go(func() {
+		if sent = generate(conn, seed, size); sent == nil {
+			sent = conn.CloseWrite()
+		}
+	})
+	h := sha256.New()
+	_, err = io.Copy(h, conn)
+	sending.Wait()
+	return hex.EncodeToString(h.Sum(nil)), errors.Join(err, sent)
 }
 
 // udpWait is how long to wait for an answer to a datagram, which is sent so many
 // times: where a machine is busy, datagrams get lost, and not by us. Who is never
 // answered has failed.
 const (
-	udpWait  = 3 * time.Second
-	udpTries = 3
+	udpWait  = 5 * time.Second
+	udpTries = 6
 )
 
 // udpRole SIZE [connect] TARGET... sends a datagram to each target in turn, all
@@ -95,7 +142,7 @@ func udpRole(args []string) error {
 			if err == nil {
 				c.SetReadDeadline(start.Add(udpWait))
 				n, from, err = c.ReadFromUDPAddrPort(b)
-				for err == nil && r.Lost > 0 && bytes.Equal(b[:n], before) { // it was late, not lost
+				for err == nil && r.Lost > 0 && i > 0 && bytes.Equal(b[:n], before) { // it was late, not lost
 					n, from, err = c.ReadFromUDPAddrPort(b)
 				}
 			}

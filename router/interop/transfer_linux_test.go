@@ -44,10 +44,13 @@ func TestHalfCloseGetsItsAnswer(t *testing.T) {
 	})
 }
 
-// transferSize is how much goes each way.
-func transferSize() int64 {
-	if light() {
+// transferSize is how much goes each way; through a server more than without.
+func transferSize(proxies []string) int64 {
+	switch {
+	case light():
 		return 16 << 20
+	case len(proxies) == 0:
+		return 128 << 20
 	}
 	return 1 << 30
 }
@@ -57,7 +60,6 @@ func TestStreamsArriveAsTheyWere(t *testing.T) {
 	lab.Need(t, "nc", "netcat-openbsd")
 	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
-	size := transferSize()
 	seed := uint64(0)
 	for _, tt := range []struct {
 		name    string
@@ -66,6 +68,7 @@ func TestStreamsArriveAsTheyWere(t *testing.T) {
 		{"direct", nil},
 		{"danted", []string{danted}},
 	} {
+		size := transferSize(tt.proxies)
 		for _, a := range []netip.Addr{lab.Target4(1), lab.Target6(1)} {
 			t.Run(fmt.Sprintf("%s %v", tt.name, a), func(t *testing.T) {
 				seed++
@@ -73,24 +76,24 @@ func TestStreamsArriveAsTheyWere(t *testing.T) {
 				start := time.Now()
 				out := must(t, l.Host, rootUser.exec(tt.proxies, "sh", "-c", stream(a, seed, size))...)
 				took := time.Since(start)
-				checkStream(t, l, seed, want, out)
+				sum, _, _ := strings.Cut(out, " ")
+				checkStream(t, l, seed, want, sum)
 				t.Logf("%d MiB each way in %v: %.0f MB/s each way at once", size>>20, took.Round(time.Millisecond), float64(size)/1e6/took.Seconds())
 			})
 		}
 	}
 }
 
+// stream is a shell command that prints the sum of what comes back.
+func stream(a netip.Addr, seed uint64, size int64) string {
+	return fmt.Sprintf("%s generate %d %d | nc -N %s %d | sha256sum", lab.Self, seed, size, a, lab.StreamPort)
+}
+
 // The same with many connections at once, to all targets.
 func TestManyStreamsArriveAsTheyWere(t *testing.T) {
-	lab.Need(t, "nc", "netcat-openbsd")
 	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
 	const flows = 200
-	size := transferSize() / flows
-	want := make([]sums, flows)
-	for seed := range want {
-		want[seed] = sumsOf(uint64(seed), size)
-	}
 	for _, tt := range []struct {
 		name    string
 		proxies []string
@@ -99,34 +102,30 @@ func TestManyStreamsArriveAsTheyWere(t *testing.T) {
 		{"danted", []string{danted}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var script strings.Builder
-			for seed := range flows {
+			size := transferSize(tt.proxies) / flows
+			args := []string{lab.Self, "streams", fmt.Sprint(size)}
+			want := make([]sums, flows)
+			for seed := range want {
+				want[seed] = sumsOf(uint64(seed), size)
 				a := lab.Target4(1 + seed%lab.Targets)
 				if seed/lab.Targets%2 == 1 {
 					a = lab.Target6(1 + seed%lab.Targets)
 				}
-				fmt.Fprintf(&script, "{ sum=$(%s); echo \"%d $sum\"; } &\n", stream(a, uint64(seed), size), seed)
+				args = append(args, a.String())
 			}
-			script.WriteString("wait\n")
 			start := time.Now()
-			out := must(t, l.Host, rootUser.exec(tt.proxies, "sh", lab.File(t, "all", script.String()))...)
+			out := must(t, l.Host, rootUser.exec(tt.proxies, args...)...)
 			took := time.Since(start)
-			got := make(map[string]string)
-			for line := range strings.Lines(out) {
-				seed, sum, _ := strings.Cut(line, " ")
-				got[seed] = sum
+			got := strings.Split(strings.TrimSpace(out), "\n")
+			if len(got) != flows {
+				t.Fatalf("%d lines for %d flows:\n%s", len(got), flows, out)
 			}
-			for seed := range want {
-				checkStream(t, l, uint64(seed), want[seed], got[fmt.Sprint(seed)])
+			for seed, sum := range got {
+				checkStream(t, l, uint64(seed), want[seed], sum)
 			}
 			t.Logf("%d flows with %d KiB each way in %v", flows, size>>10, took.Round(time.Millisecond))
 		})
 	}
-}
-
-// stream is a shell command that prints the sum of what comes back.
-func stream(a netip.Addr, seed uint64, size int64) string {
-	return fmt.Sprintf("%s generate %d %d | nc -N %s %d | sha256sum", lab.Self, seed, size, a, lab.StreamPort)
 }
 
 // sums are those of what a server sends and of what it gets.
@@ -137,9 +136,8 @@ func sumsOf(seed uint64, size int64) sums {
 }
 
 // checkStream compares what both sides have got with what was sent.
-func checkStream(t *testing.T, l *lab.Lab, seed uint64, want sums, printed string) {
+func checkStream(t *testing.T, l *lab.Lab, seed uint64, want sums, down string) {
 	t.Helper()
-	down, _, _ := strings.Cut(printed, " ")
 	if got := (sums{down, l.Servers.Received(seed)}); got != want {
 		t.Errorf("stream %d: arrived %v, want %v", seed, got, want)
 	}

@@ -108,30 +108,43 @@ func TestUDPOfIperf(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			sh := startShell(t, l.Host, rootUser.exec(tt.proxies, "sh")...)
-			// Full buffers of sockets on a busy machine lose some.
-			rate, bytes, limit := "40M", 4_000_000, 0.02
-			if light() {
-				rate, bytes, limit = "5M", 1_000_000, 0.2
-			}
 			for _, way := range []string{"", "--reverse"} {
-				out := sh.Must(t, "iperf3 --client %s --udp --length 1400 --bitrate %s --bytes %d --json %s", lab.Target4(1), rate, bytes, way)
-				var r struct {
-					End struct {
-						Sum struct {
-							Packets int `json:"packets"`
-							Lost    int `json:"lost_packets"`
-						} `json:"sum"`
-					} `json:"end"`
+				// Where the machine stands still, full buffers of sockets lose
+				// datagrams; what a router loses it loses every time.
+				sent, lost := iperfUDP(t, sh, way)
+				for try := 1; try < 8 && lost > sent/50; try++ {
+					t.Logf("iperf3 %s: %d of %d datagrams lost", way, lost, sent)
+					sent, lost = iperfUDP(t, sh, way)
 				}
-				if err := json.Unmarshal([]byte(out), &r); err != nil {
-					t.Fatalf("%v:\n%s", err, out)
-				}
-				if s := r.End.Sum; s.Packets < bytes/1400 || float64(s.Lost) > limit*float64(s.Packets) {
-					t.Errorf("iperf3 %s: %d of %d datagrams lost", way, s.Lost, s.Packets)
+				if lost > sent/50 {
+					t.Errorf("iperf3 %s: %d of %d datagrams lost, and too many each time before", way, lost, sent)
 				}
 			}
 		})
 	}
+}
+
+// iperfUDP sends datagrams of 1400 bytes through a shell, or has them sent, and
+// returns how many, and how many of them did not arrive.
+func iperfUDP(t *testing.T, sh *lab.Shell, way string) (sent, lost int) {
+	t.Helper()
+	const bytes = 1_000_000
+	out := sh.Must(t, "iperf3 --client %s --udp --length 1400 --bitrate 10M --bytes %d --json %s", lab.Target4(1), bytes, way)
+	var r struct {
+		End struct {
+			Sum struct {
+				Packets int `json:"packets"`
+				Lost    int `json:"lost_packets"`
+			} `json:"sum"`
+		} `json:"end"`
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	if r.End.Sum.Packets < bytes/1400 {
+		t.Fatalf("iperf3 has counted %d datagrams:\n%s", r.End.Sum.Packets, out)
+	}
+	return r.End.Sum.Packets, r.End.Sum.Lost
 }
 
 // startIperf starts iperf3 as a server on srv and waits until it listens.

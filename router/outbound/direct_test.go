@@ -155,7 +155,7 @@ func TestDirectTriesAllAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { l.Close() })
 
 	tests := []struct {
 		name  string
@@ -167,21 +167,18 @@ func TestDirectTriesAllAddresses(t *testing.T) {
 		{"the first answers", []netip.Addr{works, loopback}, 0, 0},
 		{"the first refuses", []netip.Addr{refuses, works}, 0, 0},
 		{"all refuse", []netip.Addr{refuses, netip.MustParseAddr("127.0.0.4")}, 0, syscall.ECONNREFUSED},
-		{"silence and refusal", []netip.Addr{loopback, refuses}, 400 * time.Millisecond, syscall.ECONNREFUSED},
+		{"silence and refusal", []netip.Addr{loopback, refuses}, 5 * time.Second, syscall.ECONNREFUSED},
 		{"silence", []netip.Addr{loopback}, 50 * time.Millisecond, syscall.EHOSTUNREACH},
 		{"silence of two", []netip.Addr{loopback, loopback}, 50 * time.Millisecond, syscall.EHOSTUNREACH},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			d := must(outbound.NewDirect(outbound.DirectOptions{
 				Connect:  tt.limit,
 				Resolver: outboundtest.Names{"name.test": tt.addrs},
 			}))(t)
-			start := time.Now()
 			conn, err := d.DialTCP(t.Context(), flow.Target{Name: "name.test", Port: port})
-			if took := time.Since(start); took > 5*time.Second {
-				t.Errorf("took %v", took)
-			}
 			if err == nil {
 				defer conn.Close()
 			}

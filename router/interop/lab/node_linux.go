@@ -196,7 +196,7 @@ type Result struct {
 
 // deadline of a command that takes a fraction of a second, or says how long it
 // takes.
-const deadline = 90 * time.Second
+const deadline = 3 * time.Minute
 
 // Run runs a command on n and waits until it has ended and nobody has its output
 // any more. One that does not end is killed, and the test fails.

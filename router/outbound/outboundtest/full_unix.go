@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // FullPort returns an address to which a connect neither succeeds nor fails: a
@@ -19,6 +21,8 @@ func FullPort(t testing.TB) (netip.AddrPort, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeAll := func() { l.Close() }
+	t.Cleanup(func() { closeAll() })
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -27,23 +31,32 @@ func FullPort(t testing.TB) (netip.AddrPort, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var waiting []net.Conn
-	closeAll := func() {
-		for _, c := range waiting {
-			c.Close()
-		}
+	// A kernel keeps one connection more than it was told (Linux:
+	// sk_acceptq_is_full in include/net/sock.h), so that the first one fills
+	// the listener, as soon as that is ready to be accepted from.
+	first, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll = func() {
+		first.Close()
 		l.Close()
 	}
-	t.Cleanup(closeAll)
-	// The kernel keeps one connection more than it was told, some kernels a
-	// few more; the first that does not come through says full.
-	for range 16 {
-		c, err := net.DialTimeout("tcp", l.Addr().String(), 100*time.Millisecond)
-		if err != nil {
-			return l.Addr().(*net.TCPAddr).AddrPort(), closeAll
-		}
-		waiting = append(waiting, c)
+	var n int
+	raw.Control(func(fd uintptr) {
+		n, err = poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, patience)
+	})
+	if n != 1 {
+		t.Fatalf("a listener that has been connected to is not ready: %v", err)
 	}
-	t.Fatal("a listener with a backlog of 0 has taken 16 connections")
-	panic("unreachable")
+	return l.Addr().(*net.TCPAddr).AddrPort(), closeAll
+}
+
+// poll is poll(2) that is not disturbed by signals.
+func poll(fds []unix.PollFd, limit time.Duration) (n int, err error) {
+	for {
+		if n, err = unix.Poll(fds, int(limit.Milliseconds())); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
