@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -114,29 +116,42 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// dial is a program that connects to each of its arguments, NETWORK HOST:PORT,
-// and prints how connect(2) ends: "connected" or the name of an errno. Of a UDP
-// socket it is how an exchange ends.
+// dial is a program that connects to each of its arguments, NETWORK HOST:PORT, all
+// at once, and prints how connect(2) ends: "connected" or the name of an errno. Of
+// a UDP socket it is how an exchange ends, and of a network with "+read" at its end
+// how what comes over the connection does: "EOF" or an errno.
 func dial() {
-	for args := os.Args[1:]; len(args) >= 2; args = args[2:] {
-		fmt.Println(args[0], args[1], connect(args[0], args[1]))
+	args := os.Args[1:]
+	said := make([]string, len(args)/2)
+	var dials sync.WaitGroup
+	for i := range said {
+		dials.Go(func() { said[i] = connect(args[2*i], args[2*i+1]) })
+	}
+	dials.Wait()
+	for i, s := range said {
+		fmt.Println(args[2*i], args[2*i+1], s)
 	}
 }
 
 func connect(network, address string) string {
+	network, read := strings.CutSuffix(network, "+read")
 	c, err := net.Dial(network, address)
+	said := "connected"
 	if err == nil {
 		defer c.Close()
 		if _, udp := c.(*net.UDPConn); udp {
 			if _, err = c.Write([]byte("hello")); err == nil {
 				_, err = c.Read(make([]byte, 100))
 			}
+		} else if read {
+			_, err = io.Copy(io.Discard, c)
+			said = "EOF"
 		}
 	}
 	var errno syscall.Errno
 	switch {
 	case err == nil:
-		return "connected"
+		return said
 	case errors.As(err, &errno):
 		for name, e := range map[string]syscall.Errno{
 			"ECONNREFUSED": syscall.ECONNREFUSED, "ECONNRESET": syscall.ECONNRESET, "EHOSTUNREACH": syscall.EHOSTUNREACH,
