@@ -62,6 +62,9 @@ func (d *Direct) Echo(ctx context.Context, dst netip.Addr, data []byte) error {
 		binary.BigEndian.PutUint16(message[2:], internetChecksum(message))
 	}
 	if _, err := conn.Write(message); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return err
 	}
 	b := make([]byte, 64<<10)
