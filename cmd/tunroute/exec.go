@@ -99,8 +99,9 @@ func (s spec) load() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The addresses are for the clients of run, which may be serving them.
-	cfg.DNS.Listen = nil
+	// The addresses are for the clients and servers of run, which may be serving
+	// them.
+	cfg.DNS.Listen, cfg.Ident.Listen = nil, nil
 	return cfg, nil
 }
 

@@ -24,7 +24,7 @@ import (
 //	floor 4   cmd/tunroute            bench
 //	floor 3   cmd/tunroute/engine  ─► all of floor 2 (the only meeting place)
 //	floor 2   tun     stack     dnsfake     router        never sideways
-//	floor 1   route   netns     resolve     flow socks httpconnect relay
+//	floor 1   route   netns     resolve     flow socks httpconnect ident relay
 var floors = map[string][]string{
 	"tun":                 {"tun"},
 	"stack":               {"stack"},
@@ -34,6 +34,7 @@ var floors = map[string][]string{
 	"router/socks":        {},
 	"router/relay":        {},
 	"router/httpconnect":  {},
+	"router/ident":        {},
 	"router/rule":         {"router/flow"},
 	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/relay", "router/outbound", "router/interop/servers"},
 	"router/udpnat":       {"router/flow", "router/outbound"},
@@ -62,7 +63,7 @@ var outside = map[string][]string{
 }
 
 // leaves import the standard library only, beside what floors has of ours.
-var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect"}
+var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident"}
 
 const module = "tunroute"
 

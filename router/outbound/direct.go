@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/relay"
 )
 
 // DefaultConnect is how long a TCP connect may take. Linux sends its SYN at 0,
@@ -52,9 +53,23 @@ type DirectOptions struct {
 	// that the Resolver found, at packet tempo. Nil denies nothing.
 	Deny func(netip.Addr) bool
 
+	// Track, if not nil, is told of every TCP connection before it is opened, with
+	// the context of its dial, and what it returns hears of what becomes of it. It
+	// may not block.
+	Track func(ctx context.Context, to netip.AddrPort) Tracked
+
 	// Connect limits a whole DialTCP, look-up and all addresses, and the
 	// look-up of a Prepare; 0 is DefaultConnect.
 	Connect time.Duration
+}
+
+// Tracked is a connection that somebody wants to know of: see [DirectOptions].
+type Tracked interface {
+	// Opened says that it is open, and what its own end is.
+	Opened(local netip.AddrPort)
+	// Close says that it is no more, or could not be opened. It may be called
+	// more than once.
+	Close()
 }
 
 // Direct is the outbound that connects to the target itself.
@@ -95,7 +110,7 @@ func NewDirect(o DirectOptions) (*Direct, error) {
 // DialTCP connects to t. If a name has several addresses it tries all of them,
 // each when the one before it has failed or has had a quarter of a second, and
 // returns the first connection. It is a *net.TCPConn, without Nagle's delay and
-// with keep-alive.
+// with keep-alive; or a [Relayed] one above it, where connections are tracked.
 func (d *Direct) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.opts.Connect)
 	defer cancel()
@@ -126,7 +141,7 @@ func (d *Direct) resolve(ctx context.Context, t flow.Target) ([]netip.Addr, erro
 
 // race connects to the first address that answers (RFC 8305 §5). When it
 // returns, the other attempts have ended too.
-func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
+func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (Conn, error) {
 	if len(addrs) == 1 {
 		return d.dial(ctx, addrs[0], port)
 	}
@@ -134,7 +149,7 @@ func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (*ne
 	defer cancel()
 
 	type result struct {
-		conn *net.TCPConn
+		conn Conn
 		err  error
 	}
 	results := make(chan result)
@@ -152,7 +167,7 @@ func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (*ne
 	delay := time.NewTimer(attemptDelay)
 	defer delay.Stop()
 
-	var won *net.TCPConn
+	var won Conn
 	var told error
 	for running > 0 {
 		select {
@@ -181,12 +196,47 @@ func (d *Direct) race(ctx context.Context, addrs []netip.Addr, port uint16) (*ne
 }
 
 // dial connects to one address.
-func (d *Direct) dial(ctx context.Context, a netip.Addr, port uint16) (*net.TCPConn, error) {
-	conn, err := d.dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+func (d *Direct) dial(ctx context.Context, a netip.Addr, port uint16) (Conn, error) {
+	to := netip.AddrPortFrom(a, port)
+	var tracked Tracked
+	if d.opts.Track != nil {
+		tracked = d.opts.Track(ctx, to)
+	}
+	conn, err := d.dialer.DialContext(ctx, "tcp", to.String())
 	if err != nil {
+		if tracked != nil {
+			tracked.Close()
+		}
 		return nil, err
 	}
-	return conn.(*net.TCPConn), nil
+	socket := conn.(*net.TCPConn)
+	if tracked == nil {
+		return socket, nil
+	}
+	tracked.Opened(socket.LocalAddr().(*net.TCPAddr).AddrPort())
+	return &trackedConn{socket, tracked}, nil
+}
+
+// trackedConn is a connection whose end somebody wants to know of.
+type trackedConn struct {
+	Conn
+	tracked Tracked
+}
+
+var _ Relayed = (*trackedConn)(nil)
+
+// Socket implements [Relayed].
+func (c *trackedConn) Socket() Conn { return c.Conn }
+
+func (c *trackedConn) Close() error {
+	c.tracked.Close()
+	return c.Conn.Close()
+}
+
+// Reset ends the connection by a RST.
+func (c *trackedConn) Reset() {
+	c.tracked.Close()
+	relay.Reset(c.Conn)
 }
 
 // moreTelling returns the error that says more about a target of which several

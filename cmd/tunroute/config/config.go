@@ -34,6 +34,10 @@ type Config struct {
 	TUN TUN `yaml:"tun"`
 	// The DNS server that gives names fake addresses.
 	DNS DNS `yaml:"dns"`
+	// Whose our connections are, for SOCKS servers that ask back (RFC 1413): those
+	// that go by `rfc931`, as danted and NEC's can, and many that speak SOCKS4. Nobody
+	// is answered unless `listen` is given.
+	Ident Ident `yaml:"ident"`
 	// How long to wait. A duration is a number with its unit: `500ms`,
 	// `10s`, `2m`, `1h30m`.
 	Timeouts Timeouts `yaml:"timeouts"`
@@ -271,6 +275,18 @@ type DNS struct {
 	// default route, queries to a resolver next door enter it too, unless
 	// `tun.exclude` has that resolver.
 	Capture bool `yaml:"capture"`
+}
+
+// Ident is what servers are told that ask whose a connection is.
+type Ident struct {
+	// Addresses of this machine at which to answer, on port 113: those that our
+	// connections to the servers come from, or `0.0.0.0` and `"::"`. Only the server
+	// at the other end of a connection is told whose it is. For `run` only.
+	Listen []netip.Addr `yaml:"listen"`
+	// What the server is told; at most 255 bytes. The variables are those of an
+	// upstream's `user`. danted wants the name of a user of its own machine. For an upstream that speaks SOCKS4 and has a `user`, it is
+	// that one, because the server compares the two.
+	User string `yaml:"user"`
 }
 
 // Timeouts is how long to wait.

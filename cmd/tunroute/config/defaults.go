@@ -47,6 +47,8 @@ func Default() *Config {
 			Resolvers: []Resolver{{System: true}},
 			Capture:   true,
 		},
+		// It says what is there, and nothing of who is behind it.
+		Ident: Ident{User: "tunroute"},
 		Timeouts: Timeouts{
 			// Linux sends its SYN at 0, 1, 3 and 7 seconds: three may be
 			// lost.

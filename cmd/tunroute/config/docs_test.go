@@ -148,6 +148,7 @@ var valueWords = map[string]string{
 	"uint32":           "number",
 	"time.Duration":    "duration",
 	"netip.Addr":       "address",
+	"[]netip.Addr":     "address, or a list",
 	"netip.Prefix":     "prefix",
 	"[]netip.Prefix":   "address or prefix, or a list",
 	"[]netip.AddrPort": "address with or without port, or a list",

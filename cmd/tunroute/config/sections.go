@@ -2,10 +2,12 @@ package config
 
 import (
 	"reflect"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
 
+	"tunroute/router/flow"
 	"tunroute/router/rule"
 )
 
@@ -144,4 +146,16 @@ func (l *Limits) decodeNode(d *decoder, n *yaml.Node) {
 	d.checkRange(n, "half-open", l.HalfOpen, 1, most)
 	d.checkRange(n, "half-open-per-source", l.HalfOpenPerSource, 1, most)
 	d.checkRange(n, "udp-sessions", l.UDPSessions, 1, most)
+}
+
+func (x *Ident) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(x).Elem(), "ident")
+	at := valueAt(n, "user")
+	if _, err := flow.ParseTemplate(x.User); err != nil {
+		d.errorf(at, "the variables are "+flow.Variables()+", and {{ is a brace", "ident has a user that %v", err)
+	}
+	control := strings.ContainsFunc(x.User, func(r rune) bool { return r < ' ' || r == 0x7f })
+	if x.User == "" || len(x.User) > maxSecret || control {
+		d.errorf(at, "write a name", "ident has a user that is empty, longer than %d bytes, or has a control character in it", maxSecret)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"tunroute/dnsfake/resolve"
 	"tunroute/router"
 	"tunroute/router/flow"
+	"tunroute/router/ident"
 	"tunroute/router/outbound"
 	"tunroute/router/outbound/group"
 	"tunroute/router/socks"
@@ -33,6 +34,8 @@ type builder struct {
 	// questions that are passed on; nil where no resolver is known.
 	resolver  outbound.Resolver
 	exchanger dnsfake.Exchanger
+
+	ident *ident.Server // is told of connections to servers; nil where nobody can ask
 
 	made   map[string]outbound.Dialer
 	groups map[string]*group.Group // of made, those that have to run
@@ -90,7 +93,7 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	direct, err := b.direct(&config.Upstream{})
+	direct, err := b.direct(&config.Upstream{}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +135,7 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		return b.group(u)
 	}
 	if u.Scheme == config.Direct {
-		return b.direct(u)
+		return b.direct(u, nil)
 	}
 	via, err := b.way(u)
 	if err != nil {
@@ -195,7 +198,11 @@ func (b *builder) way(u *config.Upstream) (outbound.Dialer, error) {
 	case u.Transport == config.Unix:
 		return outbound.NewUnix(u.Path, b.cfg.Timeouts.Connect)
 	case u.Via == "":
-		return b.direct(u)
+		track, err := b.track(u)
+		if err != nil {
+			return nil, err
+		}
+		return b.direct(u, track)
 	}
 	before := b.cfg.Upstream(u.Via)
 	if before == nil {
@@ -232,7 +239,7 @@ func (b *builder) group(u *config.Upstream) (*group.Group, error) {
 		if member := b.cfg.Upstream(name); member != nil {
 			m.Dialer, err = b.dialer(member)
 		} else if name == config.ViaDirect {
-			m.Dialer, err = b.direct(&config.Upstream{})
+			m.Dialer, err = b.direct(&config.Upstream{}, nil)
 		} else {
 			err = errors.New("not an upstream")
 		}
@@ -259,14 +266,36 @@ func (b *builder) inherit(was map[string]*group.Group, from *config.Config) {
 	}
 }
 
+// track returns what tells ident of the connections to u, nil where nobody can ask.
+func (b *builder) track(u *config.Upstream) (func(context.Context, netip.AddrPort) outbound.Tracked, error) {
+	if b.ident == nil {
+		return nil, nil
+	}
+	text := b.cfg.Ident.User
+	if u.User != "" && (u.Scheme == config.Socks4 || u.Scheme == config.Socks4a) {
+		text = u.User // or the reply is 93
+	}
+	users, err := flow.ParseTemplate(text)
+	if err != nil {
+		return nil, fmt.Errorf("a user that %w", err)
+	}
+	return func(ctx context.Context, to netip.AddrPort) outbound.Tracked {
+		if f := outbound.FlowOf(ctx); f != nil {
+			return b.ident.Opening(to, users.Text(&f.Flow, f.Rule+1))
+		}
+		return b.ident.Opening(to, users.Text(nil, 0))
+	}, nil
+}
+
 // direct makes the way out of this machine with u's socket options.
-func (b *builder) direct(u *config.Upstream) (*outbound.Direct, error) {
+func (b *builder) direct(u *config.Upstream, track func(context.Context, netip.AddrPort) outbound.Tracked) (*outbound.Direct, error) {
 	return outbound.NewDirect(outbound.DirectOptions{
 		Bind:      u.Bind,
 		Interface: u.Interface,
 		Mark:      b.mark | u.Mark,
 		Resolver:  b.resolver,
 		Deny:      b.deny,
+		Track:     track,
 		Connect:   b.cfg.Timeouts.Connect,
 	})
 }
@@ -280,6 +309,7 @@ func needsRestart(was, is *config.Config) string {
 	}{
 		{"tun", was.TUN, is.TUN},
 		{"dns", was.DNS, is.DNS},
+		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
 		{"limits", was.Limits, is.Limits},
 		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
 	} {

@@ -13,6 +13,7 @@ import (
 	"tunroute/cmd/tunroute/config"
 	"tunroute/dnsfake"
 	"tunroute/router"
+	"tunroute/router/ident"
 	"tunroute/stack"
 	"tunroute/tun"
 )
@@ -39,6 +40,7 @@ type Engine struct {
 	router *router.Router
 	stack  *stack.Stack
 	bridge *bridge
+	ident  *ident.Server // nil where there is no ident.listen
 
 	mu      sync.Mutex // of Reload; guards groups
 	groups  runners
@@ -66,7 +68,10 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.log = o.Logger
+	if len(cfg.Ident.Listen) > 0 {
+		e.ident = ident.New()
+	}
+	b.log, b.ident = o.Logger, e.ident
 	snapshot, err := b.snapshot()
 	if err != nil {
 		return nil, err
@@ -131,6 +136,17 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.opts.Device.Close()
 		return err
 	}
+	askers, err := e.listenIdent(ctx)
+	if err != nil {
+		e.opts.Device.Close()
+		for _, p := range packets {
+			p.Close()
+		}
+		for _, l := range listeners {
+			l.Close()
+		}
+		return err
+	}
 	// The stack ends first, and its flows with it; then what serves them.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -138,7 +154,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer stopStack()
 
 	var others sync.WaitGroup
-	var routerErr, dnsErr error
+	var routerErr, dnsErr, identErr error
 	others.Go(func() {
 		if routerErr = e.router.Run(background); routerErr != nil {
 			stopStack()
@@ -147,6 +163,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	if len(packets)+len(listeners) > 0 {
 		others.Go(func() {
 			if dnsErr = e.dns.Serve(background, packets, listeners); dnsErr != nil {
+				stopStack()
+			}
+		})
+	}
+	if len(askers) > 0 {
+		others.Go(func() {
+			if identErr = e.ident.Serve(background, askers); identErr != nil {
 				stopStack()
 			}
 		})
@@ -166,7 +189,29 @@ func (e *Engine) Run(ctx context.Context) error {
 	if dnsErr != nil {
 		dnsErr = fmt.Errorf("dns: %w", dnsErr)
 	}
-	return errors.Join(err, routerErr, dnsErr)
+	if identErr != nil {
+		identErr = fmt.Errorf("ident: %w", identErr)
+	}
+	return errors.Join(err, routerErr, dnsErr, identErr)
+}
+
+// identPort is where servers ask (RFC 1413 §1); they cannot be told of another.
+const identPort = 113
+
+// listenIdent opens the listeners of ident.listen.
+func (e *Engine) listenIdent(ctx context.Context) (listeners []net.Listener, err error) {
+	var lc net.ListenConfig
+	for _, a := range e.current.Load().Ident.Listen {
+		l, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, identPort).String())
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, fmt.Errorf("ident.listen %v: %w", a, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // listenDNS opens the listeners of dns.listen.
@@ -211,7 +256,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	b.log = e.log
+	b.log, b.ident = e.log, e.ident
 	s, err := b.snapshot()
 	if err != nil {
 		return err
