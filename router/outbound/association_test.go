@@ -270,6 +270,21 @@ func TestChainWithoutUDP(t *testing.T) {
 		})
 	}
 
+	t.Run("the middle is HTTP", func(t *testing.T) {
+		near, last := outboundtest.StartServer(t, outboundtest.ServerOptions{}), outboundtest.StartServer(t, outboundtest.ServerOptions{})
+		middle := outboundtest.StartServer(t, outboundtest.ServerOptions{HTTP: true})
+		a := newSocks(t, link{scheme: "socks5"}.options("a", near.Target(), newDirect(t, nil), nil))
+		b := newHTTP(t, outbound.HTTPOptions{Name: "b", Server: middle.Target(), Via: a})
+		c := newSocks(t, link{scheme: "socks5"}.options("c", last.Target(), b, nil))
+		_, err := c.OpenUDP(t.Context())
+		checkHop(t, err, outbound.HopError{Hop: 2, Hops: 3, Upstream: "b", Op: "request", Err: outbound.ErrNoUDP})
+		for _, s := range []*outboundtest.Server{near, middle, last} {
+			if got := s.Requests(); len(got) != 0 {
+				t.Errorf("a server was asked for %v", got)
+			}
+		}
+	})
+
 	t.Run("a way without UDP", func(t *testing.T) {
 		type tcpOnly struct{ outbound.Dialer }
 		s := newSocks(t, link{scheme: "socks5"}.options("s", withUDP.Target(), tcpOnly{newDirect(t, nil)}, nil))
