@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
+	"tunroute/router/outbound/probe"
 	"tunroute/tun/route"
 )
 
@@ -103,6 +105,29 @@ func TestLogPage(t *testing.T) {
 	}
 	if got := firstColumn(page(t, "log.md"), "`end`"); !slices.Equal(got, ends) {
 		t.Errorf("docs/log.md has the ends %q, there are %q", got, ends)
+	}
+}
+
+// TestProbePage: docs/probe.md has the rows and the verdicts of a report, and the fields
+// of its JSON.
+func TestProbePage(t *testing.T) {
+	text := page(t, "probe.md")
+	if got := firstColumn(text, "probe"); !slices.Equal(got, probe.IDs()) {
+		t.Errorf("docs/probe.md has the probes %q, there are %q", got, probe.IDs())
+	}
+	var fields []string
+	for _, v := range []any{probeJSON{}, probeRowJSON{}, adviceJSON{}} {
+		for i := range reflect.TypeOf(v).NumField() {
+			name, _, _ := strings.Cut(reflect.TypeOf(v).Field(i).Tag.Get("json"), ",")
+			fields = append(fields, name)
+		}
+	}
+	if got := firstColumn(text, "field"); !slices.Equal(got, fields) {
+		t.Errorf("docs/probe.md has the fields %q, the JSON %q", got, fields)
+	}
+	verdicts := []string{string(probe.OK), string(probe.No), string(probe.Odd), string(probe.Bad), string(probe.Unknown)}
+	if got := firstColumn(text, "verdict"); !slices.Equal(got, verdicts) {
+		t.Errorf("docs/probe.md has the verdicts %q, there are %q", got, verdicts)
 	}
 }
 

@@ -69,9 +69,10 @@ var readmeSteps = map[string]func(*readme, string){
 	"./tunroute exec --proxy socks5h://proxy.example -- curl -s http://intranet.example/":                                 (*readme).page,
 	"./tunroute exec --proxy socks5h://outer.example --proxy socks5h://inner.example -- curl -s http://intranet.example/": (*readme).page,
 	"ALL_PROXY=socks5h://user:password@locked.example ./tunroute exec -- curl -s http://intranet.example/":                (*readme).page,
-	"./tunroute check -c tunroute.yaml":                                       func(r *readme, c string) { r.contains(r.run(c).Stdout, "tunroute.yaml: in order") },
-	"./tunroute explain -c tunroute.yaml www.private-net.org:443":             func(r *readme, c string) { r.contains(r.run(c).Stdout, "rule 2 (line 7, via p1): matches") },
-	"./tunroute exec -c tunroute.yaml -- curl -s http://www.private-net.org/": (*readme).page,
+	"./tunroute probe socks5h://proxy.example":                                                                            (*readme).probed,
+	"./tunroute check -c tunroute.yaml":                                                                                   func(r *readme, c string) { r.contains(r.run(c).Stdout, "tunroute.yaml: in order") },
+	"./tunroute explain -c tunroute.yaml www.private-net.org:443":                                                         func(r *readme, c string) { r.contains(r.run(c).Stdout, "rule 2 (line 7, via p1): matches") },
+	"./tunroute exec -c tunroute.yaml -- curl -s http://www.private-net.org/":                                             (*readme).page,
 	"sudo ./tunroute run -c sidecar.yaml": func(r *readme, c string) {
 		r.daemon(c, func() {
 			r.isPage(r.lab.Host.Run(r.t, "curl", "-s", "http://"+lab.SecretName+"/"))
@@ -261,6 +262,21 @@ func (r *readme) isPage(got lab.Result) {
 	addr, err := netip.ParseAddr(from)
 	if err != nil || page+"\n" != lab.Page(lab.SecretName, from) || addr == lab.Host4 || addr == lab.Lan4 {
 		r.t.Errorf("status %d, %q, want the page through a server\n%s", got.Status, got.Stdout, got.Stderr)
+	}
+}
+
+// probed runs the probe of a server, whose output docs/probe.md has, but for ports.
+func (r *readme) probed(text string) {
+	r.t.Helper()
+	const file = "cmd/tunroute/docs/probe.md"
+	ports := regexp.MustCompile(`:[0-9]{4,5}\b`)
+	plain := func(s string) string {
+		return strings.Join(strings.Fields(ports.ReplaceAllString(s, ":PORT")), " ")
+	}
+	got := strings.ReplaceAll(r.run(text).Stdout, "192.0.2.10:1080", "proxy.example:1080")
+	r.contains(r.read(file), text+"\n")
+	if !strings.Contains(plain(r.read(file)), plain(got)) {
+		r.t.Errorf("%s does not have what is printed:\n%s", file, got)
 	}
 }
 

@@ -23,12 +23,13 @@ at the far end.`,
   tunroute exec --proxy socks5h://d1 --proxy socks5h://p1 -- ssh host
   tunroute check -c tunroute.yaml
   tunroute explain -c tunroute.yaml www.example.org:443
+  tunroute probe socks5://10.0.4.1
   sudo tunroute run -c tunroute.yaml`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newVersion())
+	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(), newVersion())
 	return root
 }
 

@@ -1,6 +1,6 @@
 // Package servers runs servers that this project did not write, for tests: for SOCKS
-// dante, microsocks and openssh (its ssh -D), for HTTP's CONNECT squid and
-// tinyproxy, and stunnel, which puts TLS in front of any of them.
+// dante, microsocks, openssh (its ssh -D) and shadowsocks (its ss-local), for HTTP's
+// CONNECT squid and tinyproxy, and stunnel, which puts TLS in front of any of them.
 //
 // Start at [Start]. Each server is a shell script of this directory that answers
 // start, stop and status, as rclone's test servers do; server.sh says which

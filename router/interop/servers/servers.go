@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-//go:embed server.sh dante microsocks openssh squid stunnel tinyproxy
+//go:embed server.sh dante microsocks openssh shadowsocks squid stunnel tinyproxy
 var scripts embed.FS
 
 // Kind is a server.
@@ -20,12 +20,13 @@ type Kind string
 
 // The servers.
 const (
-	Dante      Kind = "dante"      // SOCKS4, SOCKS5, UDP, BIND
-	Microsocks Kind = "microsocks" // SOCKS5, user and password; nothing else
-	OpenSSH    Kind = "openssh"    // ssh -D: SOCKS4, 4a, 5
-	Squid      Kind = "squid"      // HTTP CONNECT
-	Stunnel    Kind = "stunnel"    // TLS in front of another server
-	Tinyproxy  Kind = "tinyproxy"  // HTTP CONNECT, user and password
+	Dante       Kind = "dante"       // SOCKS4, SOCKS5, UDP, BIND
+	Microsocks  Kind = "microsocks"  // SOCKS5, user and password; nothing else
+	OpenSSH     Kind = "openssh"     // ssh -D: SOCKS4, 4a, 5
+	Shadowsocks Kind = "shadowsocks" // ss-local: SOCKS5, UDP; success before it knows
+	Squid       Kind = "squid"       // HTTP CONNECT
+	Stunnel     Kind = "stunnel"     // TLS in front of another server
+	Tinyproxy   Kind = "tinyproxy"   // HTTP CONNECT, user and password
 )
 
 // programs returns the programs that a server needs and the Debian packages that
@@ -38,6 +39,8 @@ func (k Kind) programs() map[string]string {
 		return map[string]string{"microsocks": "microsocks"}
 	case OpenSSH:
 		return map[string]string{"sshd": "openssh-server", "ssh": "openssh-client"}
+	case Shadowsocks:
+		return map[string]string{"ss-local": "shadowsocks-libev", "ss-server": "shadowsocks-libev"}
 	case Squid:
 		return map[string]string{"squid": "squid"}
 	case Stunnel:
@@ -56,12 +59,12 @@ type Options struct {
 	External []netip.Addr // what its own connections come from; Dante takes one of each family, Microsocks and Tinyproxy one, the others none
 
 	// What clients must have. Dante asks the system for the password of
-	// the user; OpenSSH, Squid and Stunnel know no users.
+	// the user; OpenSSH, Shadowsocks, Squid and Stunnel know no users.
 	User, Password string
 
 	// Config is more configuration: for Dante settings and rules of its
 	// file, for Microsocks options of the command, for OpenSSH lines of
-	// sshd_config, for the others lines of their files; for Stunnel it has to
+	// sshd_config, for Shadowsocks options of ss-local, for the others lines of their files; for Stunnel it has to
 	// say cert, key and connect.
 	Config string
 

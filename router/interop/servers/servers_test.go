@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // two of a kind do not disturb each other. Stunnel is left to the tests that have a
 // certificate for it.
 func TestStartAndStop(t *testing.T) {
-	for _, kind := range []Kind{Dante, Microsocks, OpenSSH, Squid, Tinyproxy} {
+	for _, kind := range []Kind{Dante, Microsocks, OpenSSH, Shadowsocks, Squid, Tinyproxy} {
 		// The greeting of SOCKS5, or what no proxy does.
 		ask, want := "\x05\x01\x00", "\x05\x00"
 		if kind == Squid || kind == Tinyproxy {
