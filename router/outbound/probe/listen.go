@@ -259,7 +259,7 @@ func (a *aim) heard(l *link) string {
 	case n == len(b) && (a.own == nil || bytes.Equal(b, want)):
 		return ""
 	case n > 0:
-		return "what came back is not what was sent: " + show(b[:n])
+		return "what came back is not what was sent: " + l.show(b[:n])
 	case ended(err).token == silence:
 		return "nothing comes through"
 	}

@@ -159,7 +159,11 @@ func (a *association) listen(c net.PacketConn, until time.Time, want []byte, ans
 		}
 		answered[binary.BigEndian.Uint16(payload)] = true
 		if bytes.HasPrefix(payload, want[:2]) {
-			return socks.Addr{Name: string(h.Name), IP: h.Addr.Addr(), Port: h.Addr.Port()}, true, nil
+			from := socks.Addr{IP: h.Addr.Addr(), Port: h.Addr.Port()}
+			if h.Name != nil {
+				from.Name = nameOf(len(h.Name))
+			}
+			return from, true, nil
 		}
 	}
 }

@@ -36,6 +36,10 @@ type link struct {
 	conn  outbound.Conn
 	limit time.Duration
 	stop  func() bool
+
+	// secret says that what comes is not shown: a server could send our own password
+	// back, and it would be on a screen.
+	secret bool
 }
 
 // dial connects to the server. The end of ctx closes the connection.
@@ -46,7 +50,7 @@ func (p *prober) dial(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &link{conn, p.Limit, context.AfterFunc(ctx, func() { conn.Close() })}, nil
+	return &link{conn, p.Limit, context.AfterFunc(ctx, func() { conn.Close() }), p.credentials()}, nil
 }
 
 func (l *link) close() {
@@ -81,7 +85,20 @@ func (l *link) strange(b []byte) answer {
 	l.conn.SetDeadline(time.Now().Add(min(l.limit, time.Second)))
 	n, _ := l.conn.Read(more)
 	b = append(b, more[:n]...)
-	return answer{token: other, detail: show(b), bytes: len(b)}
+	return l.wrong(b)
+}
+
+// wrong is the answer of bytes that are no SOCKS message.
+func (l *link) wrong(b []byte) answer {
+	return answer{token: other, detail: l.show(b), bytes: len(b)}
+}
+
+// show prints what came, if it may be seen.
+func (l *link) show(b []byte) string {
+	if l.secret {
+		return fmt.Sprintf("%d bytes", len(b))
+	}
+	return show(b)
 }
 
 // show prints the first bytes of a message: as text where it is text.
@@ -171,7 +188,7 @@ func (l *link) reply() answer {
 			a.detail += fmt.Sprintf(", %d bytes", n)
 		}
 	case !whole:
-		return answer{token: other, detail: show(b[:n]), bytes: n}
+		return l.wrong(b[:n])
 	default:
 		a.token = success
 		a.bound = bound(b[:n])
@@ -180,14 +197,15 @@ func (l *link) reply() answer {
 	return a
 }
 
+// nameOf stands for a name that a server says, which may be anything: what moves the
+// cursor, or our own password.
+func nameOf(n int) string { return fmt.Sprintf("(a name of %d bytes)", n) }
+
 // bound returns the address in a whole reply.
 func bound(b []byte) socks.Addr {
 	a := socks.Addr{Port: uint16(b[len(b)-2])<<8 | uint16(b[len(b)-1])}
 	if b[3] == 3 {
-		a.Name = string(b[5 : len(b)-2])
-		if a.Name == "" {
-			a.Name = "(empty)"
-		}
+		a.Name = nameOf(len(b) - 2 - 5)
 		return a
 	}
 	ip, _ := netip.AddrFromSlice(b[4 : len(b)-2])
@@ -212,7 +230,7 @@ func (l *link) reply4() answer {
 	case code == socks.Reply4Granted && err == nil:
 		return answer{token: "granted", bytes: n}
 	case code < socks.Reply4Granted || code > socks.Reply4UserMismatch || code == socks.Reply4Granted:
-		return answer{token: other, detail: show(b[:n]), bytes: n}
+		return l.wrong(b[:n])
 	}
 	detail, _, _ := strings.Cut(code.Error(), " (")
 	return answer{token: fmt.Sprintf("reply %d", byte(code)), detail: detail, bytes: n}
