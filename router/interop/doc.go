@@ -1,5 +1,5 @@
 // Package interop tests tunroute against programs that this project did not
-// write: danted, microsocks and ssh -D as servers; curl, dig, nc, ping, iperf3
+// write: danted, microsocks, ssh -D and ss-local as servers; curl, dig, nc, ping, iperf3
 // and sha256sum as clients. It has nothing but tests.
 //
 // Start at [tunroute/router/interop/lab], which has the drawing of where they

@@ -19,7 +19,8 @@
 //	CONNECT over IPv4 and IPv6  can the server reach us?
 //	all others
 //
-// Nothing is sent to anybody but the server. Whether a connection through it works is
+// Nothing is sent to anybody but the server, not even where it says that its relay or
+// its port of BIND is at another address. Whether a connection through it works is
 // seen at its other end, where we are as well: we listen at the address that our
 // connection to the server comes from, at a port for each row, for as long as the row
 // runs. That is how a reply of success is told from a success, and an answer that was
@@ -35,8 +36,8 @@
 // # Limits
 //
 // Each wait for the server ends after [Options.Limit]; silence is an answer. A row has a
-// few of them in a row at most, and all rows together take about four limits where the
-// server is silent to a probe. At most 8 connections are open at a time, and two sockets
-// of UDP for a row; what a server sends is read up to the end of the message that belongs
-// there, and 262 bytes of it at most.
+// few of them at most, one after the other. At most 8 rows run at a time, each with two
+// connections and three sockets of UDP at most; what a server sends is read up to the end
+// of the message that belongs there, and 262 bytes of it at most. Whoever else connects to
+// a port of ours gets back what he sends, up to 4 KiB of it.
 package probe

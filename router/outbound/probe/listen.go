@@ -88,7 +88,7 @@ func (o *listener) close() {
 func openTCP(ip netip.Addr) (net.Listener, error) {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 	if err != nil {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(any(ip), 0)))
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(unspecified(ip), 0)))
 	}
 	return l, err
 }
@@ -97,13 +97,13 @@ func openTCP(ip netip.Addr) (net.Listener, error) {
 func openUDP(ip netip.Addr) (net.PacketConn, error) {
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 	if err != nil {
-		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(any(ip), 0)))
+		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(unspecified(ip), 0)))
 	}
 	return c, err
 }
 
-// any returns the unspecified address of the family of ip.
-func any(ip netip.Addr) netip.Addr {
+// unspecified returns the unspecified address of the family of ip.
+func unspecified(ip netip.Addr) netip.Addr {
 	if ip.Is4() {
 		return netip.IPv4Unspecified()
 	}

@@ -26,8 +26,8 @@ type Options struct {
 	// Dial connects to the server, TLS included. It is called many times, and
 	// several times at once. Errors are the row's.
 	Dial func(context.Context) (outbound.Conn, error)
-	// User and Password, if either is not empty, are what the server is told. They
-	// are in no report.
+	// User and Password, if there is a password, are what the server is told. A User
+	// alone is the user ID of SOCKS4. They are in no report.
 	User, Password string
 
 	// Self, if not empty, is the address under which the server reaches us, or one of
@@ -160,7 +160,7 @@ func (p *prober) run(ctx context.Context) (*Report, error) {
 			r.Rows = append(r.Rows, row)
 		}
 	}
-	r.Advice = advise(r)
+	r.Advice = p.advise(r)
 	return r, nil
 }
 
@@ -215,6 +215,8 @@ func (p *prober) learn(step int) {
 	}
 }
 
+const noSocks5 = "the server does not speak SOCKS5"
+
 // whyNot5 says why the server cannot be asked for anything by SOCKS5, or "".
 func (p *prober) whyNot5() string {
 	none, user := p.done["method-none"], p.done["method-user"]
@@ -231,13 +233,13 @@ func (p *prober) whyNot5() string {
 	case none.Answer == "no method":
 		return "the server takes neither \"none\" nor a user and a password"
 	default:
-		return "the server does not speak SOCKS5"
+		return noSocks5
 	}
 	return ""
 }
 
 // advise draws the conclusion.
-func advise(r *Report) Advice {
+func (p *prober) advise(r *Report) Advice {
 	var a Advice
 	names := func(id string) bool {
 		v := r.Row(id).Verdict
@@ -251,6 +253,8 @@ func advise(r *Report) Advice {
 			Pipeline: r.Row("pipeline").Verdict == OK,
 			UDP:      r.Row("udp").Verdict == OK && r.Row("udp-echo").Verdict != Bad,
 		}
+	case p.credentials() && r.Refused != noSocks5:
+		// It may take us by SOCKS4, which has no passwords; that is not what was meant.
 	case r.Row("socks4").Verdict == OK:
 		a = Advice{Version: 4, Names: r.Row("socks4a").Verdict == OK}
 	}

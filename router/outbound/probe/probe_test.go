@@ -235,10 +235,46 @@ func TestWhyNot(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if want := (Advice{}); c.password != "" && r.Advice != want {
+				t.Errorf("advice %+v for wrong credentials", r.Advice)
+			}
 			if r.Refused != c.want || r.Row("pipeline").Note != c.want || r.Row("pipeline").Verdict != Unknown {
 				t.Errorf("refused %q, a row says %q; want %q", r.Refused, r.Row("pipeline").Note, c.want)
 			}
 		})
+	}
+}
+
+// A server that has SOCKS4 only, with a user ID.
+func TestRunOfSOCKS4(t *testing.T) {
+	at := outboundtest.Serve(t, loopback, func(c *net.TCPConn) {
+		req := make([]byte, 8)
+		if _, err := io.ReadFull(c, req); err != nil || req[0] != 4 {
+			return
+		}
+		user, err := io.ReadAll(io.LimitReader(c, 4))
+		if err != nil || string(user) != "ann\x00" || req[4] != 127 {
+			c.Write([]byte{0, 93, 0, 0, 0, 0, 0, 0})
+			return
+		}
+		up, err := net.DialTCP("tcp", nil, &net.TCPAddr{IP: req[4:8], Port: int(req[2])<<8 | int(req[3])})
+		if err != nil {
+			return
+		}
+		defer up.Close()
+		c.Write([]byte{0, 90, 0, 0, 0, 0, 0, 0})
+		go func() {
+			io.Copy(up, c)
+			up.CloseWrite()
+		}()
+		io.Copy(c, up)
+	}).String()
+	r, err := Run(t.Context(), Options{Dial: dialer(at), User: "ann", Limit: 5 * time.Second, Down: loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (Advice{Version: 4}); r.Advice != want || r.Refused != noSocks5 {
+		t.Errorf("advice %+v, %q, want %+v\n%+v", r.Advice, r.Refused, want, r.Rows)
 	}
 }
 

@@ -479,7 +479,7 @@ func split(ctx context.Context, p *prober) Row {
 		return row(sent, answer{token: noDial, detail: err.Error()}, Unknown, "")
 	}
 	defer l.close()
-	bytes := func(message []byte) {
+	trickle := func(message []byte) {
 		for i := range message {
 			if i > 0 && !wait(ctx, p.pause) {
 				return
@@ -488,11 +488,11 @@ func split(ctx context.Context, p *prober) Row {
 		}
 	}
 	greeting, login := p.greeting()
-	bytes(greeting)
-	if got, ok := l.negotiated(login, func() { bytes(login) }); !ok {
+	trickle(greeting)
+	if got, ok := l.negotiated(login, func() { trickle(login) }); !ok {
 		return row(sent, got, Bad, bad)
 	}
-	bytes(request(connect, a.dst()))
+	trickle(request(connect, a.dst()))
 	return same(sent, l.reply(), want, bad)
 }
 

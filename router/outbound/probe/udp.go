@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -89,7 +88,7 @@ func (a *association) open(ctx context.Context, bound socks.Addr) string {
 	}
 	a.relay = netip.AddrPortFrom(ip, bound.Port)
 	var err error
-	if a.socket, err = a.p.openUDP(any(ip)); err != nil {
+	if a.socket, err = a.p.openUDP(unspecified(ip)); err != nil {
 		return "cannot open a socket: " + err.Error()
 	}
 	for _, self := range []netip.Addr{a.p.reached4, a.p.reached6} {
@@ -131,9 +130,6 @@ func (a *association) datagram(frag byte) (packet, payload []byte) {
 	return append(packet, payload...), payload
 }
 
-// query is the length of such a payload.
-const query = 17
-
 // arrived says whether a datagram has come to the target. Of a target of the user that
 // is known by its answer.
 func (a *association) arrived(payload []byte, answered map[uint16]bool) bool {
@@ -143,9 +139,9 @@ func (a *association) arrived(payload []byte, answered map[uint16]bool) bool {
 	return answered[binary.BigEndian.Uint16(payload)]
 }
 
-// listen reads what the relay sends for a while, notes which are answered, and returns
-// the sender of the last one as the relay tells it.
-func (a *association) listen(c net.PacketConn, until time.Time, want []byte, answered map[uint16]bool) (from socks.Addr, ok bool, err error) {
+// listen reads what the relay sends, notes which datagrams are answered, and returns when
+// one is whose ID is not below least, with the sender as the relay tells it.
+func (a *association) listen(c net.PacketConn, until time.Time, least uint16, answered map[uint16]bool) (from socks.Addr, ok bool, err error) {
 	b := make([]byte, 2048)
 	c.SetReadDeadline(until)
 	for {
@@ -157,8 +153,9 @@ func (a *association) listen(c net.PacketConn, until time.Time, want []byte, ans
 		if err != nil || len(payload) < 2 {
 			continue
 		}
-		answered[binary.BigEndian.Uint16(payload)] = true
-		if bytes.HasPrefix(payload, want[:2]) {
+		id := binary.BigEndian.Uint16(payload)
+		answered[id] = true
+		if id >= least {
 			from := socks.Addr{IP: h.Addr.Addr(), Port: h.Addr.Port()}
 			if h.Name != nil {
 				from.Name = nameOf(len(h.Name))
@@ -170,11 +167,12 @@ func (a *association) listen(c net.PacketConn, until time.Time, want []byte, ans
 
 // exchange sends datagrams until one is answered, or until the limit.
 func (a *association) exchange(ctx context.Context, answered map[uint16]bool) (from socks.Addr, ok bool) {
+	least := a.seq + 1
 	for end := time.Now().Add(a.p.Limit); time.Now().Before(end) && ctx.Err() == nil; {
-		packet, payload := a.datagram(0)
+		packet, _ := a.datagram(0)
 		begun := time.Now()
 		a.socket.WriteTo(packet, net.UDPAddrFromAddrPort(a.relay))
-		from, ok, err := a.listen(a.socket, begun.Add(again), payload, answered)
+		from, ok, err := a.listen(a.socket, begun.Add(again), least, answered)
 		if ok {
 			return from, true
 		}
@@ -229,7 +227,7 @@ func udpEcho(ctx context.Context, p *prober) Row {
 	defer a.close()
 	from, ok := a.exchange(ctx, make(map[uint16]bool))
 	switch {
-	case !ok && a.sink != nil && a.sink.any():
+	case !ok && a.sink != nil && a.sink.heard():
 		return row(sent, answer{token: "lost"}, Bad, "they arrive, and the answers do not come back")
 	case !ok && a.sink != nil:
 		return row(sent, answer{token: "lost"}, Bad, "they do not arrive")
@@ -276,14 +274,14 @@ func (p *prober) beside(ctx context.Context, sent string, odd func(a *associatio
 
 func udpSource(ctx context.Context, p *prober) Row {
 	return p.beside(ctx, "a datagram from another port of ours", func(a *association, packet []byte, answered map[uint16]bool) {
-		c, err := p.openUDP(any(a.relay.Addr()))
+		c, err := p.openUDP(unspecified(a.relay.Addr()))
 		if err != nil {
 			return
 		}
 		defer c.Close()
 		c.WriteTo(packet, net.UDPAddrFromAddrPort(a.relay))
 		if a.sink == nil { // an answer may come to that port
-			a.listen(c, time.Now().Add(again), packet[len(packet)-query:], answered)
+			a.listen(c, time.Now().Add(again), 0xFFFF, answered)
 		}
 	}, 0, Row{Answer: "relayed", Verdict: Odd, Note: "whoever knows the port of the relay can send through it"},
 		Row{Answer: "ignored", Verdict: OK})
@@ -310,21 +308,22 @@ func udpClose(ctx context.Context, p *prober) Row {
 		return row(sent, answer{}, Unknown, "no datagram is answered")
 	}
 	a.control.close()
-	// The server needs a moment to see the end, and one datagram may be lost; if a whole
-	// second of them is, the association has ended.
+	// The server needs a moment to see the end, and datagrams may be lost or late; if as
+	// many are in a row, the association has ended.
+	const many = 10
 	missed := 0
-	for end := time.Now().Add(p.Limit); time.Now().Before(end) && missed < 5 && ctx.Err() == nil; {
-		packet, payload := a.datagram(0)
-		begun := time.Now()
+	for end := time.Now().Add(p.Limit); time.Now().Before(end) && missed < many && ctx.Err() == nil; {
+		packet, _ := a.datagram(0)
+		before, begun := len(answered), time.Now()
 		a.socket.WriteTo(packet, net.UDPAddrFromAddrPort(a.relay))
-		_, ok, _ := a.listen(a.socket, begun.Add(again), payload, answered)
+		a.listen(a.socket, begun.Add(again), a.seq, answered)
 		wait(ctx, time.Until(begun.Add(again)))
 		missed++
-		if ok {
+		if len(answered) > before {
 			missed = 0
 		}
 	}
-	if missed >= 5 {
+	if missed >= many {
 		return row(sent, answer{token: "ended"}, OK, "")
 	}
 	return row(sent, answer{token: "relayed"}, Odd, "the association outlives its connection; tunroute closes its own end")
@@ -370,7 +369,7 @@ func (s *sink) has(payload []byte) bool {
 	return s.got[string(payload)]
 }
 
-func (s *sink) any() bool {
+func (s *sink) heard() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.got) > 0

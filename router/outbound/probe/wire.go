@@ -247,7 +247,7 @@ func (p *prober) greeting() (greeting, login []byte) {
 	return socks.AppendMethods(nil, socks.MethodUserPass), login
 }
 
-func (p *prober) credentials() bool { return p.User != "" || p.Password != "" }
+func (p *prober) credentials() bool { return p.Password != "" }
 
 // open connects to the server and negotiates. Where that fails there is no link, and the
 // answer is what came instead.
