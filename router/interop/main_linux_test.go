@@ -2,12 +2,9 @@ package interop
 
 import (
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"tunroute/router/interop/binary"
 	"tunroute/router/interop/lab"
 	"tunroute/router/interop/servers"
 )
@@ -32,26 +30,11 @@ func TestMain(m *testing.M) {
 	// What nohup started has hangups ignored, and so would all that the tests
 	// start; who catches them passes the default on.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	lab.Enter(build)
+	lab.Enter(binary.Build)
 	goleak.VerifyTestMain(m)
 }
 
-// build builds the binary, with the race detector if the tests have it.
-func build(dir string) error {
-	args := []string{"build", "-o", filepath.Join(dir, "tunroute")}
-	if raceDetector {
-		args = append(args, "-race")
-	}
-	out, err := exec.Command("go", append(args, "tunroute/cmd/tunroute")...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// newLab is lab.New, and makes go test notice a binary that has changed: it takes
-// results from its cache unless there is a change in what the tests themselves
-// have opened or listed.
+// newLab is lab.New, and makes go test notice a binary that has changed.
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
 	if err := lookAtSources(); err != nil {
@@ -60,14 +43,7 @@ func newLab(t *testing.T) *lab.Lab {
 	return lab.New(t)
 }
 
-var lookAtSources = sync.OnceValue(func() error {
-	return filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && path != "../.." && strings.HasPrefix(d.Name(), ".") {
-			return fs.SkipDir
-		}
-		return err
-	})
-})
+var lookAtSources = sync.OnceValue(func() error { return binary.Sources("../..") })
 
 // heavy skips a test that is about amounts, where these would take too long.
 func heavy(t *testing.T) {
@@ -77,7 +53,7 @@ func heavy(t *testing.T) {
 	}
 }
 
-func light() bool { return testing.Short() || raceDetector }
+func light() bool { return testing.Short() || binary.Race }
 
 // user is who runs tunroute.
 type user struct {

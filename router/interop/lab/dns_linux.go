@@ -14,15 +14,34 @@ type DNS struct {
 	node *Node
 	at   netip.Addr
 
-	mu      sync.Mutex // guards queries
-	queries []string   // the names that were asked for, in order
+	mu      sync.Mutex // guards what follows
+	queries []Query    // in order
+	said    []string   // before it served
 	asked   int
 	arrived *sync.Cond // on mu
 }
 
-// newDNS starts a dnsmasq on a node, where it listens at all of at, until the
-// test ends. It knows the names, each as Target4(1) and Target6(1).
+// Query is a question that a DNS was asked.
+type Query struct {
+	Name string
+	From netip.Addr
+}
+
+func (q Query) String() string { return fmt.Sprintf("%s from %v", q.Name, q.From) }
+
+// newDNS is NewDNS with names that all are Target4(1) and Target6(1).
 func newDNS(t testing.TB, n *Node, at []netip.Addr, names ...string) *DNS {
+	t.Helper()
+	known := make(map[string][]netip.Addr)
+	for _, name := range names {
+		known[name] = []netip.Addr{Target4(1), Target6(1)}
+	}
+	return NewDNS(t, n, at, known)
+}
+
+// NewDNS starts a dnsmasq on a node, where it listens at all of at, until the
+// test ends. It knows the names, and that all below them are the same.
+func NewDNS(t testing.TB, n *Node, at []netip.Addr, names map[string][]netip.Addr) *DNS {
 	t.Helper()
 	Need(t, "dnsmasq", "dnsmasq-base")
 	args := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--group=root",
@@ -32,8 +51,10 @@ func newDNS(t testing.TB, n *Node, at []netip.Addr, names ...string) *DNS {
 	for _, a := range at {
 		args = append(args, "--listen-address="+a.String())
 	}
-	for _, name := range names {
-		args = append(args, fmt.Sprintf("--address=/%s/%s", name, Target4(1)), fmt.Sprintf("--address=/%s/%s", name, Target6(1)))
+	for name, addrs := range names {
+		for _, a := range addrs {
+			args = append(args, fmt.Sprintf("--address=/%s/%s", name, a))
+		}
 	}
 	cmd := n.Command(args...)
 	log, err := cmd.StderrPipe()
@@ -54,13 +75,13 @@ func newDNS(t testing.TB, n *Node, at []netip.Addr, names ...string) *DNS {
 		cmd.Wait()
 	})
 	if !<-started {
-		t.Fatalf("dnsmasq does not start: %s", strings.Join(d.queries, "\n"))
+		t.Fatalf("dnsmasq does not start: %s", strings.Join(d.said, "\n"))
 	}
 	return d
 }
 
 // read reads the log until dnsmasq ends. It tells started whether it has got as
-// far as to serve; if not, queries is what it said instead.
+// far as to serve; if not, d.said is what it said instead.
 func (d *DNS) read(lines *bufio.Scanner, started chan<- bool) {
 	serving := false
 	for lines.Scan() {
@@ -70,13 +91,14 @@ func (d *DNS) read(lines *bufio.Scanner, started chan<- bool) {
 			serving = true
 			started <- true
 		case !serving:
-			d.queries = append(d.queries, line)
+			d.said = append(d.said, line)
 		default:
 			// dnsmasq: query[A] name.example from 10.77.0.2
 			if _, q, ok := strings.Cut(line, ": query["); ok {
-				if f := strings.Fields(q); len(f) >= 2 {
+				if f := strings.Fields(q); len(f) == 4 {
+					from, _ := netip.ParseAddr(f[3])
 					d.mu.Lock()
-					d.queries = append(d.queries, f[1])
+					d.queries = append(d.queries, Query{f[1], from})
 					d.mu.Unlock()
 					d.arrived.Broadcast()
 				}
@@ -92,6 +114,12 @@ func (d *DNS) read(lines *bufio.Scanner, started chan<- bool) {
 // now, with any type and in any spelling.
 func (d *DNS) Queries(t testing.TB, name string) int {
 	t.Helper()
+	return len(d.Asked(t, name))
+}
+
+// Asked is [DNS.Queries] with who has asked.
+func (d *DNS) Asked(t testing.TB, name string) []Query {
+	t.Helper()
 	// The log is in order: when the question of this call is in it, so are
 	// all before.
 	d.mu.Lock()
@@ -105,15 +133,16 @@ func (d *DNS) Queries(t testing.TB, name string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for {
-		n, seen := 0, false
+		var found []Query
+		seen := false
 		for _, q := range d.queries {
-			if strings.Contains(strings.ToLower(q), name) {
-				n++
+			if strings.Contains(strings.ToLower(q.Name), name) {
+				found = append(found, q)
 			}
-			seen = seen || q == last
+			seen = seen || q.Name == last
 		}
 		if seen {
-			return n
+			return found
 		}
 		d.arrived.Wait()
 	}

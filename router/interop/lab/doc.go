@@ -19,7 +19,8 @@
 // Start at [Enter], in TestMain, and at [New], in a test. [Node.Command] runs
 // what a test wants to run, [Shell] keeps talking to it. Everything is in
 // namespaces of the tests' own, processes included: nothing of it is left when
-// the tests end, however they end.
+// the tests end, however they end. A test with another drawing makes it of
+// [NewNode] and [NewSwitch].
 //
 // The package works on Linux only and is empty elsewhere. It knows nothing of
 // tunroute.

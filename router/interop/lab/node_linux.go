@@ -34,6 +34,18 @@ type Node struct {
 	net, mnt *os.File
 }
 
+// NewNode makes a node with nothing but a loopback interface, for a test that draws
+// a network of its own; it lives until the test ends and all its processes have.
+// Nodes that live at the same time have different names. Where there can be none the
+// test is skipped, or fails: see [Missing].
+func NewNode(t testing.TB, name string, resolver netip.Addr) *Node {
+	t.Helper()
+	needLab(t)
+	Need(t, "ip", "iproute2")
+	Need(t, "nsenter", "util-linux")
+	return newNode(t, name, resolver.String())
+}
+
 // newNode makes a node with nothing but a loopback interface; it lives until the
 // test ends and all its processes have.
 func newNode(t testing.TB, name, resolver string) *Node {
@@ -85,6 +97,17 @@ func (n *Node) make(resolver string) error {
 	}
 	n.mnt, err = os.Open("/proc/thread-self/ns/mnt")
 	return err
+}
+
+// Cover has programs on n find another text in a file, such as /etc/passwd, until the
+// test ends. The text is what the file has whose path is returned.
+func (n *Node) Cover(t testing.TB, path, text string) string {
+	t.Helper()
+	file := File(t, filepath.Base(path), text)
+	if r := n.Run(t, "mount", "--bind", file, path); r.Status != 0 {
+		t.Fatalf("%s: cover %s: %s", n.Name, path, r.Stderr)
+	}
+	return file
 }
 
 // nsPath is where another process of the lab finds a namespace.

@@ -14,10 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch sees all IP packets that arrive at srv from the other hosts, whatever
+// Watch sees all IP packets that arrive at an interface from other hosts, whatever
 // becomes of them there.
 type Watch struct {
-	lab  *Lab
+	from *Node          // a host whose packets arrive there
+	to   netip.AddrPort // if they go there
 	file *os.File
 
 	mu      sync.Mutex // guards packets
@@ -35,13 +36,22 @@ func (p Packet) String() string {
 	return fmt.Sprintf("protocol %d from %v to %v", p.Proto, p.Src, p.Dst)
 }
 
-// Watch starts watching, until the test ends.
+// Watch starts watching what arrives at srv, until the test ends.
 func (l *Lab) Watch(t testing.TB) *Watch {
 	t.Helper()
-	w := &Watch{lab: l}
+	// To an address of the link, which nobody routes elsewhere.
+	return NewWatch(t, l.Srv, "srv0", l.Host, netip.MustParseAddrPort("10.77.0.1:9"))
+}
+
+// NewWatch starts watching what arrives at an interface of a node, until the test
+// ends. A datagram to the address given has to arrive there if it is sent on from:
+// that is how the Watch knows that it has seen what was sent there before.
+func NewWatch(t testing.TB, at *Node, ifname string, from *Node, to netip.AddrPort) *Watch {
+	t.Helper()
+	w := &Watch{from: from, to: to}
 	w.arrived.L = &w.mu
-	err := l.Srv.Do(func() error {
-		ifc, err := net.InterfaceByName("srv0")
+	err := at.Do(func() error {
+		ifc, err := net.InterfaceByName(ifname)
 		if err != nil {
 			return err
 		}
@@ -55,7 +65,7 @@ func (l *Lab) Watch(t testing.TB) *Watch {
 		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifc.Index}))
 	})
 	if err != nil {
-		t.Fatalf("watch srv0: %v", err)
+		t.Fatalf("watch %s: %v", ifname, err)
 	}
 	var reading sync.WaitGroup
 	reading.Go(w.read)
@@ -126,12 +136,11 @@ func parsePacket(b []byte) (p Packet, ok bool) {
 // true.
 func (w *Watch) Arrived(t testing.TB, want func(Packet) bool) []Packet {
 	t.Helper()
-	// Packets arrive in order: a datagram that host sends now comes after
-	// all before it. It goes to an address of the link, which nobody routes
-	// elsewhere.
+	// Packets arrive in order: a datagram that is sent now comes after all
+	// before it.
 	var last netip.AddrPort
-	err := w.lab.Host.Do(func() error {
-		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.77.0.1:9")))
+	err := w.from.Do(func() error {
+		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(w.to))
 		if err != nil {
 			return err
 		}
@@ -155,7 +164,7 @@ func (w *Watch) Arrived(t testing.TB, want func(Packet) bool) []Packet {
 			return slices.DeleteFunc(seen, func(p Packet) bool { return !want(p) })
 		}
 		if time.Now().After(end) {
-			t.Fatal("nothing arrives at srv")
+			t.Fatal("nothing arrives")
 		}
 		w.arrived.Wait()
 	}

@@ -1,6 +1,0 @@
-//go:build race
-
-package interop
-
-// raceDetector: everything takes ten times as long under it.
-const raceDetector = true
