@@ -3,7 +3,8 @@
 // and sha256sum as clients. It has nothing but tests.
 //
 // Start at [tunroute/router/interop/lab], which has the drawing of where they
-// run; [tunroute/router/interop/servers] runs the SOCKS servers. The tests build
+// run; [tunroute/router/interop/servers] runs the SOCKS servers. Package
+// [tunroute/router/interop/company] has one network of its own. The tests build
 // the binary and know of it what its manual says and no more, so that they find
 // out what unit tests cannot: whether all of it together does what it should
 // with what is really out there.

@@ -244,37 +244,72 @@ func TestRulesPage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := flowRow.FindAllStringSubmatch(block[1], -1)
-		if n := strings.Count(block[1], "\n| tcp ") + strings.Count(block[1], "\n| udp "); n != len(found) || n == 0 {
-			t.Errorf("%d rows of flows, of which %d can be read, below\n%s", n, len(found), block[0])
-		}
-		for _, row := range found {
-			rows++
-			target, err := flow.ParseTarget(row[3])
-			if err != nil {
-				t.Fatal(err)
-			}
-			f := &flow.Flow{Network: flow.TCP, Source: netip.AddrPortFrom(netip.MustParseAddr(row[2]), 40000), Target: target}
-			if row[1] == "udp" {
-				f.Network = flow.UDP
-			}
-			want := rule.Verdict{Index: -1, Via: row[5]}
-			if row[4] != "none" {
-				if want.Index, err = strconv.Atoi(row[4]); err != nil {
-					t.Fatal(err)
-				}
-				want.Index--
-			}
-			got := table.Match(f)
-			got.Line = 0
-			if got != want {
-				t.Errorf("%s\ngot %+v, want %+v; the rules are\n%s", row[0], got, want, block[0])
-			}
-		}
+		rows += checkFlows(t, table, block)
 	}
 	if rows < 10 {
 		t.Errorf("only %d rows", rows)
 	}
+}
+
+// checkFlows looks at what a table does with the flows below a block, and returns how
+// many there are.
+func checkFlows(t *testing.T, table *rule.Table, block [2]string) int {
+	t.Helper()
+	found := flowRow.FindAllStringSubmatch(block[1], -1)
+	if n := strings.Count(block[1], "\n| tcp ") + strings.Count(block[1], "\n| udp "); n != len(found) || n == 0 {
+		t.Errorf("%d rows of flows, of which %d can be read, below\n%s", n, len(found), block[0])
+	}
+	for _, row := range found {
+		target, err := flow.ParseTarget(row[3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &flow.Flow{Network: flow.TCP, Source: netip.AddrPortFrom(netip.MustParseAddr(row[2]), 40000), Target: target}
+		if row[1] == "udp" {
+			f.Network = flow.UDP
+		}
+		want := rule.Verdict{Index: -1, Via: row[5]}
+		if row[4] != "none" {
+			if want.Index, err = strconv.Atoi(row[4]); err != nil {
+				t.Fatal(err)
+			}
+			want.Index--
+		}
+		got := table.Match(f)
+		got.Line = 0
+		if got != want {
+			t.Errorf("%s\ngot %+v, want %+v; the rules are\n%s", row[0], got, want, block[0])
+		}
+	}
+	return len(found)
+}
+
+// TestCompanyPage compares docs/company.md with the example that it explains, and
+// looks at what becomes of its flows.
+func TestCompanyPage(t *testing.T) {
+	example, err := os.ReadFile("../examples/company.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := blocks(t, "../docs/company.md")[0]
+	if _, text, _ := strings.Cut(string(example), "\nupstreams:"); "upstreams:"+text != block[0] {
+		t.Errorf("docs/company.md shows\n%s\nthe example is\n%s", block[0], example)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"internet.user", "internet.secret"} {
+		write(t, filepath.Join(dir, name), "hunter2\n", 0o600)
+	}
+	path := filepath.Join(dir, "company.yaml")
+	write(t, path, block[0], 0o644)
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := c.Table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkFlows(t, table, block)
 }
 
 // TestServicesAreListed keeps the list of services in docs/rules.md.
