@@ -40,7 +40,7 @@ func startRun(t *testing.T, node *lab.Node, config string) *client {
 	before := node.State(t)
 	d := startShell(t, node.Command(lab.Bin+"/tunroute", "run", "-c", config))
 	d.AwaitLog(t, 0, "msg=ready")
-	return &client{Node: node, sh: startShell(t, node.Command("sh")), tunroute: d, stop: func(t *testing.T) {
+	return &client{Node: node, sh: startShell(t, node.Command("bash")), tunroute: d, stop: func(t *testing.T) {
 		t.Helper()
 		if err := d.Process().Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -77,7 +77,7 @@ func startExec(t *testing.T, node *lab.Node, config string) *client {
 			t.Errorf("with exec the host is\n%s\nbefore it was\n%s", now, before)
 		}
 	}
-	sh := startShell(t, node.Command(append(slices.Clone(exec), "sh")...))
+	sh := startShell(t, node.Command(append(slices.Clone(exec), "bash")...))
 	sh.Must(t, "true") // it has started
 	unchanged(t)
 	return &client{Node: node, sh: sh, tunroute: sh, within: exec, stop: func(t *testing.T) {
@@ -117,8 +117,9 @@ func (c *client) get(t *testing.T, url string) string {
 
 // What connect says (strerror(3)).
 const (
-	refused     = "Connection refused" // ECONNREFUSED
-	unreachable = "No route to host"   // EHOSTUNREACH
+	refused        = "Connection refused"     // ECONNREFUSED
+	unreachable    = "No route to host"       // EHOSTUNREACH
+	netUnreachable = "Network is unreachable" // ENETUNREACH
 )
 
 // connect tries to connect to an address and returns why it cannot. bash waits in
