@@ -94,7 +94,7 @@ const (
 // loadEvery is the time between two requests: 20 a second.
 const loadEvery = 50 * time.Millisecond
 
-// loadRole URL asks for a page every loadEvery, however long the last ones take, and
+// loadRole URL asks for a page every loadEvery, also while the last ones take long, and
 // prints a line for each when it has ended: "ok", how long it took, and the page; or
 // "failed" and why. It is told on standard input what to do, hold at first, and ends
 // with it.
@@ -117,7 +117,9 @@ func loadRole(args []string) error {
 	tick := time.NewTicker(loadEvery)
 	defer tick.Stop()
 	var running sync.WaitGroup
-	slots := make(chan struct{}, 512) // a bound, which is far away
+	// More than there are where each second one takes a second. Where there would be
+	// more, the machine is overloaded, and what waits for it is no concern of ours.
+	slots := make(chan struct{}, 16)
 	holding := true
 	for {
 		select {
