@@ -44,7 +44,9 @@ func newDNS(t testing.TB, n *Node, at []netip.Addr, names ...string) *DNS {
 func NewDNS(t testing.TB, n *Node, at []netip.Addr, names map[string][]netip.Addr) *DNS {
 	t.Helper()
 	Need(t, "dnsmasq", "dnsmasq-base")
-	args := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--group=root",
+	// Without a group: to set one is forbidden to the root of a user namespace
+	// (user_namespaces(7), /proc/pid/setgroups).
+	args := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--group=",
 		"--no-hosts", "--no-resolv", "--bind-interfaces", "--log-queries", "--log-facility=-",
 		// All names but those below do not exist.
 		"--local=/#/"}
