@@ -122,6 +122,7 @@ func (l *load) tell(t *testing.T, word string) {
 // What is open through a gateway at the moment when it breaks is lost with it, since it
 // is half way through: so nothing is then.
 func TestFailover(t *testing.T) {
+	lab.NeedRoot(t) // exec does, for another user
 	n := newNetwork(t, 2)
 	int2 := n.int[1]
 	var loads []*load

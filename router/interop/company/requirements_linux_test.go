@@ -13,6 +13,7 @@ import (
 // The six requirements of the paper, and what those have seen who are asked for
 // something: the servers, the resolvers and the gateways.
 func TestRequirements(t *testing.T) {
+	lab.NeedRoot(t) // tcpdump does, and exec for another user
 	lab.Need(t, "dig", "bind9-dnsutils")
 	n := newNetwork(t, 2)
 	captures := map[string]*capture{
