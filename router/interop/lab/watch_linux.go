@@ -30,6 +30,7 @@ type Watch struct {
 type Packet struct {
 	Proto    int // IPPROTO_TCP and so on
 	Src, Dst netip.AddrPort
+	Opens    bool // a TCP connection: it is a client's SYN
 }
 
 func (p Packet) String() string {
@@ -128,6 +129,10 @@ func parsePacket(b []byte) (p Packet, ok bool) {
 	if (p.Proto == unix.IPPROTO_TCP || p.Proto == unix.IPPROTO_UDP) && len(payload) >= 4 {
 		ports[0], ports[1] = binary.BigEndian.Uint16(payload), binary.BigEndian.Uint16(payload[2:])
 	}
+	if p.Proto == unix.IPPROTO_TCP && len(payload) >= 14 {
+		const syn, ack = 0x02, 0x10
+		p.Opens = payload[13]&(syn|ack) == syn
+	}
 	p.Src, p.Dst = netip.AddrPortFrom(src, ports[0]), netip.AddrPortFrom(dst, ports[1])
 	return p, true
 }
@@ -158,7 +163,7 @@ func (w *Watch) Arrived(t testing.TB, want func(Packet) bool) []Packet {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for {
-		if i := slices.IndexFunc(w.packets, func(p Packet) bool { return p.Src == last }); i >= 0 {
+		if i := slices.IndexFunc(w.packets, func(p Packet) bool { return p == Packet{Proto: unix.IPPROTO_UDP, Src: last, Dst: w.to} }); i >= 0 {
 			seen := slices.Clone(w.packets[:i])
 			w.packets = slices.Clone(w.packets[i+1:])
 			return slices.DeleteFunc(seen, func(p Packet) bool { return !want(p) })
