@@ -256,10 +256,8 @@ func (n *network) private(t *testing.T, c *client, label string) string {
 	if len(priv) == 0 || slices.ContainsFunc(priv, func(q lab.Query) bool { return q.From != p1Addr }) {
 		t.Errorf("the private DNS was asked for %v, want some of %v and none of others", priv, p1Addr)
 	}
-	// The chain's last line comes when it is closed, and after those that are
-	// looked for.
-	n.p1.danted.AwaitLog(t, skipP1, "tcp/connect ]")
-	n.d1.danted.AwaitLog(t, skipD1, "tcp/connect ]")
+	n.d1.danted.AwaitLog(t, skipD1, " 192.168.100.2.1080")
+	n.p1.danted.AwaitLog(t, skipP1, fmt.Sprintf(" %v.80", privAddr))
 	d1, p1 := n.d1.targets(skipD1), n.p1.targets(skipP1)
 	if want := []string{"192.168.100.2.1080"}; !slices.Equal(d1, want) {
 		t.Errorf("d1 connected to %q, want %q", d1, want)
