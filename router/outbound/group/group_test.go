@@ -31,7 +31,8 @@ type fake struct {
 	delay time.Duration // before they are answered
 	hang  string        // they hang in this step, until their context ends
 	probe error
-	noUDP error // of the next OpenUDP
+	slow  time.Duration // before a probe is answered
+	noUDP error         // of the next OpenUDP
 
 	dials, opens, probes, closed atomic.Int64
 }
@@ -87,9 +88,14 @@ func (f *fake) OpenUDP(ctx context.Context) (outbound.PacketConn, error) {
 func (f *fake) Probe(ctx context.Context, negotiate bool) error {
 	f.probes.Add(1)
 	f.mu.Lock()
-	err := f.probe
+	err, slow := f.probe, f.slow
 	f.mu.Unlock()
-	return err
+	select {
+	case <-time.After(slow):
+		return err
+	case <-ctx.Done():
+		return f.hop("negotiate", context.Cause(ctx))
+	}
 }
 
 type fakeConn struct {
@@ -151,6 +157,9 @@ func (s *script) dial(ctx context.Context, target flow.Target) (string, error) {
 	conn, err := s.DialTCP(ctx, target)
 	if err != nil {
 		return "", err
+	}
+	if c, ok := conn.(*countedConn); ok {
+		conn = c.Conn
 	}
 	return conn.(*fakeConn).from.name, nil
 }
@@ -522,6 +531,83 @@ func TestHedge(t *testing.T) {
 		synctest.Wait()
 		if want := "a: no answer"; s.bad() != want {
 			t.Errorf("bad: %q, want %q", s.bad(), want)
+		}
+	})
+}
+
+// While a probe looks after a member that was slow, flows do not wait for it, unless
+// there is no other; and a member that is well again is used again.
+func TestSuspectStandsAside(t *testing.T) {
+	for _, p := range []Policy{Fallback, Random, RoundRobin, LeastFlows} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newScript(t, 2, Options{Policy: p, Hedge: 300 * time.Millisecond})
+			s.run(t)
+			a, b := s.m[0], s.m[1]
+			a.set(func(f *fake) { f.hang, f.slow = "negotiate", 2*time.Second })
+			dial := func(want string, took time.Duration) {
+				t.Helper()
+				begun := time.Now()
+				member, err := s.dial(t.Context(), site)
+				if d := time.Since(begun); member != want || d != took {
+					t.Errorf("policy %d: member %q after %v, %v; want %q after %v", p, member, d, err, want, took)
+				}
+				synctest.Wait()
+			}
+			useA := func() { // the policy may begin with b
+				t.Helper()
+				before := a.dials.Load()
+				for n := 0; a.dials.Load() == before; n++ {
+					if n == 100 {
+						t.Fatalf("policy %d: a is not used", p)
+					}
+					s.dial(t.Context(), site)
+				}
+				synctest.Wait()
+			}
+			useA()
+			for range 10 {
+				dial("b", 0)
+			}
+			if n := a.dials.Load(); n != 1 {
+				t.Errorf("policy %d: a was tried %d times while it was probed", p, n)
+			}
+			a.set(func(f *fake) { f.hang = "" })
+			b.set(func(f *fake) { f.err = f.hop("request", socks.ReplyGeneral) })
+			dial("a", 0) // which says that it is well
+			dial("a", 0)
+			b.set(func(f *fake) { f.err = nil })
+
+			a.set(func(f *fake) { f.hang = "negotiate" })
+			time.Sleep(5 * time.Second) // the first probe has ended
+			useA()
+			a.set(func(f *fake) { f.hang = "" })
+			time.Sleep(3 * time.Second) // and so has the second one
+			useA()
+			if s.bad() != "" {
+				t.Errorf("policy %d: bad: %q", p, s.bad())
+			}
+		})
+	}
+}
+
+// By hash a flow stays where it belongs, as long as that may be well.
+func TestSuspectKeepsItsFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t, 2, Options{Policy: HashTarget, Hedge: 300 * time.Millisecond})
+		s.run(t)
+		own, _ := s.dial(t.Context(), site)
+		for _, m := range s.m {
+			m.set(func(f *fake) { f.slow = 2 * time.Second })
+		}
+		i := int(own[0] - 'a')
+		s.m[i].set(func(f *fake) { f.hang = "negotiate" })
+		if other, err := s.dial(t.Context(), site); other == own {
+			t.Errorf("member %q, %v", other, err)
+		}
+		s.m[i].set(func(f *fake) { f.hang = "" })
+		synctest.Wait()
+		if again, err := s.dial(t.Context(), site); again != own {
+			t.Errorf("member %q, %v, want %q", again, err, own)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package group
 import (
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,7 @@ type health struct {
 	since   time.Time // when it became bad
 	due     time.Time // when it is probed; the zero Time is never
 	probing bool
+	aside   bool          // it was slower than another, and nobody knows yet why: see side.suspect
 	took    time.Duration // the last probe that succeeded
 }
 
@@ -65,11 +67,21 @@ func newSide(g *Group, n flow.Network, hash *ring) *side {
 
 // publishLocked makes what is known the view to choose from.
 func (s *side) publishLocked() {
-	good := make([]bool, len(s.health))
+	alive, first := make([]bool, len(s.health)), make([]bool, len(s.health))
 	for i := range s.health {
-		good[i] = !s.health[i].bad
+		h := &s.health[i]
+		alive[i], first[i] = !h.bad, !h.bad && !h.aside
 	}
-	v := newView(s.g.opts.Policy, s.g.weights, good, s.hash)
+	if !slices.Contains(first, true) {
+		first = alive
+	}
+	v := newView(s.g.opts.Policy, s.g.weights, first, s.hash)
+	v.alive = alive
+	for i := range alive {
+		if alive[i] && !first[i] {
+			v.aside = append(v.aside, int32(i))
+		}
+	}
 	if s.g.opts.Policy == Fastest {
 		now := int32(-1)
 		if old := s.view.Load(); old != nil {
@@ -108,13 +120,15 @@ func (s *side) succeeded(i int32) {
 	s.mu.Lock()
 	h := &s.health[i]
 	was := *h
-	h.fails, h.doubts = 0, 0
+	h.fails, h.doubts, h.aside = 0, 0, false
 	h.bad, h.cause, h.err, h.since = false, None, nil, time.Time{}
 	if was.bad {
 		h.due = time.Time{}
 		if s.g.opts.ProbeEvery > 0 {
 			h.due = time.Now().Add(jitter(s.g.opts.ProbeEvery))
 		}
+	}
+	if was.bad || was.aside {
 		s.publishLocked()
 	}
 	s.dirty[i].Store(false)
@@ -166,7 +180,7 @@ func (s *side) markLocked(i int32, cause Cause, err error) {
 		h.due = now.Add(jitter(s.g.opts.BadExpire))
 	}
 	if !was.bad {
-		h.bad, h.since = true, now
+		h.bad, h.since, h.aside = true, now, false
 		s.publishLocked()
 	}
 	s.mu.Unlock()
@@ -187,12 +201,20 @@ func (s *side) tell(text string, i int32, cause Cause, more slog.Attr) {
 		"net", s.network.String(), "cause", cause.String(), more)
 }
 
-// suspect has a good member probed soon: it was slow, and nobody knows why.
+// suspect has a good member probed soon: it was slow, and nobody knows why. Until the
+// probe has found out, which takes a member that is well a round trip or two, others
+// are chosen before it, so that not every other flow waits as long as this one did. But
+// where the place of a flow is its own, by hash, it does not move for that.
 func (s *side) suspect(i int32) {
 	s.mu.Lock()
 	h := &s.health[i]
 	if !h.bad && !h.probing && (h.due.IsZero() || h.due.After(time.Now())) {
 		h.due = time.Now()
+		if p := s.g.opts.Policy; p != HashSource && p != HashTarget {
+			h.aside = true
+			s.dirty[i].Store(true)
+			s.publishLocked()
+		}
 	}
 	s.mu.Unlock()
 	s.g.wakeRun()
@@ -256,7 +278,7 @@ func (s *side) inherit(from *side, same func(string) bool) {
 		if !ok || !same(m.name) || s.network == flow.UDP && m.packets == nil {
 			continue
 		}
-		h.probing = false
+		h.probing, h.aside = false, false
 		switch {
 		case h.bad && h.due.IsZero():
 			h.due = time.Now()

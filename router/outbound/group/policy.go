@@ -52,8 +52,9 @@ type view struct {
 	total uint64   // of all
 	step  uint64   // of RoundRobin; has no divisor in common with total
 	best  int32    // of Fastest; -1 for none
+	aside []int32  // good too, but to be tried after those
 	hash  *ring    // of all members, and which are good
-	alive []bool
+	alive []bool   // by position: it is in good or in aside
 }
 
 // newView makes the view of the members for which good is true.
@@ -129,7 +130,10 @@ func (s *side) choose(key uint64) int32 {
 // after those have failed.
 func (s *side) rest(tried []int32, key uint64) []int32 {
 	v := s.view.Load()
-	rest := slices.DeleteFunc(slices.Clone(v.good), func(i int32) bool { return slices.Contains(tried, i) })
+	untried := func(list []int32) []int32 {
+		return slices.DeleteFunc(slices.Clone(list), func(i int32) bool { return slices.Contains(tried, i) })
+	}
+	rest := untried(v.good)
 	switch s.g.opts.Policy {
 	case Random:
 		// Weighted, without putting back (Efraimidis and Spirakis, 2006).
@@ -158,7 +162,7 @@ func (s *side) rest(tried []int32, key uint64) []int32 {
 	case Fastest:
 		sortBy(rest, func(i int32) float64 { return float64(s.took(i)) })
 	}
-	return rest
+	return append(rest, untried(v.aside)...)
 }
 
 // sortBy sorts by what by returns, the least first.

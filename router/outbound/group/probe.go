@@ -140,6 +140,10 @@ func (s *side) probed(i int32) {
 	defer s.mu.Unlock()
 	h := &s.health[i]
 	h.probing = false
+	if h.aside {
+		h.aside = false
+		s.publishLocked()
+	}
 	if !h.bad {
 		h.due = time.Time{}
 		if s.g.opts.ProbeEvery > 0 {

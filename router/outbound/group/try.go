@@ -53,7 +53,8 @@ func (w *walk) next(bad bool) int32 {
 		case !w.good:
 			w.rest, w.good = w.s.rest(w.tried, w.key), true
 		case bad && !w.bad:
-			w.rest, w.bad = w.s.leastBad(), true
+			// And those that have become good since rest was made.
+			w.rest, w.bad = append(w.s.rest(w.tried, w.key), w.s.leastBad()...), true
 		default:
 			return -1
 		}
