@@ -46,8 +46,8 @@ func start(t *testing.T) (*Client, *Server) {
 func TestBulk(t *testing.T) {
 	c, s := start(t)
 	for _, a := range []BulkArgs{
-		{Streams: 3, Up: true, For: 10 * time.Millisecond},
-		{Streams: 3, Down: true, For: 10 * time.Millisecond},
+		{Streams: 3, Up: true, For: time.Second},
+		{Streams: 3, Down: true, For: time.Second},
 		{Streams: 2, Up: true, Down: true, Bytes: 3<<20 + 1, For: time.Minute},
 		{Streams: 2, Down: true, HalfClosed: true, Bytes: 3<<20 + 1, For: time.Minute},
 	} {

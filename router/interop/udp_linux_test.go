@@ -4,10 +4,10 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,7 +98,7 @@ func TestUDPOfIperf(t *testing.T) {
 	lab.Need(t, "iperf3", "iperf3")
 	l := newLab(t)
 	danted := "socks5h://" + startServer(t, l, servers.Dante, dante)
-	startIperf(t, l, lab.Target4(1))
+	listens := startIperf(t, l, lab.Target4(1))
 	for _, tt := range []struct {
 		name    string
 		proxies []string
@@ -111,10 +111,10 @@ func TestUDPOfIperf(t *testing.T) {
 			for _, way := range []string{"", "--reverse"} {
 				// Where the machine stands still, full buffers of sockets lose
 				// datagrams; what a router loses it loses every time.
-				sent, lost := iperfUDP(t, sh, way)
+				sent, lost := iperfUDP(t, sh, listens, way)
 				for try := 1; try < 8 && lost > sent/50; try++ {
 					t.Logf("iperf3 %s: %d of %d datagrams lost", way, lost, sent)
-					sent, lost = iperfUDP(t, sh, way)
+					sent, lost = iperfUDP(t, sh, listens, way)
 				}
 				if lost > sent/50 {
 					t.Errorf("iperf3 %s: %d of %d datagrams lost, and too many each time before", way, lost, sent)
@@ -126,8 +126,11 @@ func TestUDPOfIperf(t *testing.T) {
 
 // iperfUDP sends datagrams of 1400 bytes through a shell, or has them sent, and
 // returns how many, and how many of them did not arrive.
-func iperfUDP(t *testing.T, sh *lab.Shell, way string) (sent, lost int) {
+func iperfUDP(t *testing.T, sh *lab.Shell, listens <-chan bool, way string) (sent, lost int) {
 	t.Helper()
+	if !<-listens {
+		t.Fatal("iperf3 has ended")
+	}
 	const bytes = 1_000_000
 	out := sh.Must(t, "iperf3 --client %s --udp --length 1400 --bitrate 10M --bytes %d --json %s", lab.Target4(1), bytes, way)
 	var r struct {
@@ -147,8 +150,9 @@ func iperfUDP(t *testing.T, sh *lab.Shell, way string) (sent, lost int) {
 	return r.End.Sum.Packets, r.End.Sum.Lost
 }
 
-// startIperf starts iperf3 as a server on srv and waits until it listens.
-func startIperf(t *testing.T, l *lab.Lab, at netip.Addr) {
+// startIperf starts iperf3 as a server on srv. Before each run of a client the
+// channel says that it listens: it closes its listener after each.
+func startIperf(t *testing.T, l *lab.Lab, at netip.Addr) (listens <-chan bool) {
 	t.Helper()
 	cmd := l.Srv.Command("iperf3", "--server", "--forceflush", "--bind", at.String())
 	out, err := cmd.StdoutPipe()
@@ -158,17 +162,24 @@ func startIperf(t *testing.T, l *lab.Lab, at netip.Addr) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	each := make(chan bool, 1)
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		defer close(each)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if strings.Contains(lines.Text(), "Server listening") {
+				each <- true
+			}
+		}
+	})
 	t.Cleanup(func() {
 		cmd.Process.Kill()
+		for range each {
+		}
+		reading.Wait()
 		cmd.Wait()
 	})
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if strings.Contains(lines.Text(), "Server listening") {
-			go io.Copy(io.Discard, out) // until it is killed
-			return
-		}
-	}
-	t.Fatal("iperf3 does not listen")
+	return each
 }
 
 // Where UDP is not carried the program hears of it with its first datagram, so
