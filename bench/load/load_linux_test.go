@@ -161,7 +161,7 @@ func (s *spoiler) Write(p []byte) (int, error) {
 
 func TestRequests(t *testing.T) {
 	c, _ := start(t)
-	a := RequestArgs{Way: loopback, Workers: 4, For: 20 * time.Millisecond, Key: 5}
+	a := RequestArgs{Way: loopback, Workers: 4, For: 200 * time.Millisecond, Key: 5}
 	for name, f := range map[string]func(RequestArgs) (Times, error){"connect": c.Connect, "keep": c.Keep, "echo": c.Echo} {
 		got, err := f(a)
 		if err != nil || got.Count == 0 || got.Errors != 0 || got.Wrong != "" || got.P50 <= 0 || got.P99 < got.P50 || got.Max < got.P99 {
@@ -185,7 +185,7 @@ func TestIdle(t *testing.T) {
 
 func TestDatagrams(t *testing.T) {
 	c, s := start(t)
-	sent, err := c.Send(SendArgs{Way: loopback, Size: 64, Rate: 10_000, For: 50 * time.Millisecond, Key: 9})
+	sent, err := c.Send(SendArgs{Way: loopback, Size: 64, Rate: 2000, For: 50 * time.Millisecond, Key: 9})
 	if err != nil {
 		t.Fatal(err)
 	}
