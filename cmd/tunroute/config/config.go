@@ -284,8 +284,9 @@ type Ident struct {
 	// at the other end of a connection is told whose it is. For `run` only.
 	Listen []netip.Addr `yaml:"listen"`
 	// What the server is told; at most 255 bytes. The variables are those of an
-	// upstream's `user`. danted wants the name of a user of its own machine. For an upstream that speaks SOCKS4 and has a `user`, it is
-	// that one, because the server compares the two.
+	// upstream's `user`. danted wants the name of a user of its own machine. For
+	// an upstream that speaks SOCKS4 and has a `user`, it is that one, because the
+	// server compares the two.
 	User string `yaml:"user"`
 }
 

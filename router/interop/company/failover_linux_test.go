@@ -80,7 +80,7 @@ func (l *load) said() int {
 // behind these.
 func (l *load) await(t *testing.T, skip, n int, text string) []string {
 	t.Helper()
-	const deadline = 90 * time.Second
+	const deadline = 3 * time.Minute
 	late := time.AfterFunc(deadline, l.more.Broadcast)
 	defer late.Stop()
 	end := time.Now().Add(deadline)
