@@ -75,6 +75,7 @@ func TestLookupNetIP(t *testing.T) {
 			replies(func(a *dns.Msg) { a.Answer = nil })(countsConn{conn}, query)
 		}, "temporary", 0},
 		{"address", "ip", "192.0.2.9", nil, "[192.0.2.9]", 0},
+		{"address with a dot", "ip", "192.0.2.9.", nil, "[192.0.2.9]", 0},
 		{"mapped address", "ip4", "::ffff:192.0.2.9", nil, "[192.0.2.9]", 0},
 		{"scoped address", "ip6", "fe80::1%eth0", nil, "[fe80::1%eth0]", 0},
 		{"address of the other family", "ip6", "192.0.2.9", nil, "not found", 0},
@@ -85,38 +86,51 @@ func TestLookupNetIP(t *testing.T) {
 		{"long label", "ip", strings.Repeat("a", 64) + ".test", nil, "not found", 0},
 		{"escape", "ip", `a\.b`, nil, "not found", 0},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				n := &network{serve: map[string]func(net.Conn, []byte){"udp " + serverA.String(): tt.serve}}
-				start := time.Now()
-				addrs, err := n.resolver(t, serverA).LookupNetIP(t.Context(), tt.network, tt.host)
-				took := time.Since(start)
-				got := fmt.Sprint(addrs)
-				if err != nil {
-					var e *net.DNSError
-					if !errors.As(err, &e) || e.Name != tt.host || addrs != nil {
-						t.Fatalf("addresses %v, error %#v", addrs, err)
-					}
-					switch {
-					case e.IsNotFound:
-						got = "not found"
-					case e.IsTimeout:
-						got = "timeout"
-					case e.IsTemporary:
-						got = "temporary"
-					default:
-						got = "other"
-					}
-				}
-				if got != tt.want || took != tt.took {
-					t.Errorf("%s in %v, want %s in %v; error %v", got, took, tt.want, tt.took, err)
-				}
-				if tt.serve == nil && len(n.asked) > 0 {
-					t.Errorf("asked %q", n.asked)
-				}
+		for _, cached := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/cached=%v", tt.name, cached), func(t *testing.T) {
+				testLookup(t, cached, tt.network, tt.host, tt.serve, tt.want, tt.took)
 			})
-		})
+		}
 	}
+}
+
+// testLookup is a case of TestLookupNetIP, of a Resolver or of a new Cache.
+func testLookup(t *testing.T, cached bool, family, host string, serve func(net.Conn, []byte), want string, wantTook time.Duration) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{serve: map[string]func(net.Conn, []byte){"udp " + serverA.String(): serve}}
+		r := n.resolver(t, serverA)
+		lookup := r.LookupNetIP
+		if cached {
+			lookup = NewCache(r).LookupNetIP
+		}
+		start := time.Now()
+		addrs, err := lookup(t.Context(), family, host)
+		took := time.Since(start)
+		got := fmt.Sprint(addrs)
+		if err != nil {
+			var e *net.DNSError
+			if !errors.As(err, &e) || addrs != nil ||
+				e.Name != host && !(cached && e.Name == strings.ToLower(strings.TrimSuffix(host, "."))) {
+				t.Fatalf("addresses %v, error %#v", addrs, err)
+			}
+			switch {
+			case e.IsNotFound:
+				got = "not found"
+			case e.IsTimeout:
+				got = "timeout"
+			case e.IsTemporary:
+				got = "temporary"
+			default:
+				got = "other"
+			}
+		}
+		if got != want || took != wantTook {
+			t.Errorf("%s in %v, want %s in %v; error %v", got, took, want, wantTook, err)
+		}
+		if serve == nil && len(n.asked) > 0 {
+			t.Errorf("asked %q", n.asked)
+		}
+	})
 }
 
 // countsConn claims an answer record that is not there.
@@ -169,6 +183,7 @@ func FuzzAnswer(f *testing.F) {
 		{"www.test. 60 IN A 192.0.2.1"},
 		{"www.test. 60 IN CNAME a.test.", "a.test. 60 IN CNAME www.test."},
 		{"www.test. 60 IN CNAME a.test.", "a.test. 60 IN A 192.0.2.1"},
+		{"www.test. 4294967295 IN A 192.0.2.1"},
 	} {
 		var m dns.Msg
 		if err := m.Unpack(query); err != nil {
@@ -190,11 +205,14 @@ func FuzzAnswer(f *testing.F) {
 		if !isAnswer(answer, query, question) {
 			return
 		}
-		addrs, _, err := addresses(answer, "www.test", dns.TypeA)
-		for _, a := range addrs {
-			if err != nil || !a.Is4() {
-				t.Errorf("%x: address %v, %v", answer, a, err)
+		a, code, err := addresses(answer, "www.test", dns.TypeA)
+		for _, addr := range a.addrs {
+			if err != nil || code != dns.RcodeSuccess || !addr.Is4() {
+				t.Errorf("%x: address %v, code %d, %v", answer, addr, code, err)
 			}
+		}
+		if a.ttl < 0 || a.ttl > maxTTL || len(a.addrs) == 0 && a.ttl > maxNegativeTTL {
+			t.Errorf("%x: kept for %v with %d addresses", answer, a.ttl, len(a.addrs))
 		}
 	})
 }
