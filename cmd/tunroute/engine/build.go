@@ -58,7 +58,10 @@ func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*b
 		if err != nil {
 			return nil, fmt.Errorf("dns.resolvers: %w", err)
 		}
-		b.resolver, b.exchanger = r, r
+		// Each builder begins with an empty cache: after a reload a name is
+		// asked for once more, and whoever corrects a record can have it
+		// forgotten here.
+		b.resolver, b.exchanger = resolve.NewCache(r), r
 	}
 	if onlySystem {
 		// Then names are looked up as every program here does: with the

@@ -22,14 +22,24 @@ type DNS struct {
 
 	mu    sync.Mutex
 	asked []string
+	names map[string]record
 }
 
-// StartDNS starts a server that knows the A records of some names, and a TXT
-// record of each, until the end of the test. Names that begin with "silent." get
-// no answer at all.
+// record is an A record.
+type record struct {
+	addr netip.Addr
+	ttl  uint32
+}
+
+// StartDNS starts a server that knows the A records of some names, good for a
+// minute, and a TXT record of each, until the end of the test. Names that begin
+// with "silent." get no answer at all.
 func StartDNS(t testing.TB, names map[string]netip.Addr) *DNS {
 	t.Helper()
-	s := new(DNS)
+	s := &DNS{names: make(map[string]record)}
+	for name, addr := range names {
+		s.Set(name, addr, 60)
+	}
 	s.Addr = outboundtest.ServeUDP(t, Loopback, func(conn *net.UDPConn, from netip.AddrPort, query []byte) {
 		var m dnsmessage.Message
 		if m.Unpack(query) != nil || len(m.Questions) != 1 {
@@ -39,26 +49,53 @@ func StartDNS(t testing.TB, names map[string]netip.Addr) *DNS {
 		name := strings.TrimSuffix(strings.ToLower(q.Name.String()), ".")
 		s.mu.Lock()
 		s.asked = append(s.asked, name)
+		known, ok := s.names[name]
 		s.mu.Unlock()
 		if strings.HasPrefix(name, "silent.") {
 			return
 		}
-		head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}
+		head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: known.ttl}
 		m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
-		addr, ok := names[name]
 		switch {
 		case !ok:
 			m.RCode = dnsmessage.RCodeNameError
 		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.AResource{A: addr.As4()}}}
+			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.AResource{A: known.addr.As4()}}}
 		case q.Type == dnsmessage.TypeTXT:
 			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{"from the resolver"}}}}
+		}
+		if len(m.Answers) == 0 {
+			root := dnsmessage.MustNewName(".")
+			m.Authorities = []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: root, Class: q.Class, TTL: 3600},
+				Body:   &dnsmessage.SOAResource{NS: root, MBox: root, MinTTL: 3600},
+			}}
 		}
 		if answer, err := m.Pack(); err == nil {
 			conn.WriteToUDPAddrPort(answer, from)
 		}
 	})
 	return s
+}
+
+// Set changes the A record of a name, which is good for ttl seconds.
+func (s *DNS) Set(name string, addr netip.Addr, ttl uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[name] = record{addr, ttl}
+}
+
+// Asked returns how many questions about a name there were, of all types.
+func (s *DNS) Asked(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, asked := range s.asked {
+		if asked == name {
+			n++
+		}
+	}
+	return n
 }
 
 // Questions returns the names that the server was asked for, each once.
