@@ -15,6 +15,8 @@ import (
 var (
 	// ErrNoUDP says that an outbound cannot carry UDP.
 	ErrNoUDP = errors.New("no UDP through this outbound")
+	// ErrNoBind says that nobody can connect to the far end of an outbound.
+	ErrNoBind = errors.New("no BIND through this outbound")
 	// ErrRejected says that a rule refuses the flow.
 	ErrRejected = errors.New("rejected by rule")
 	// ErrDropped says that a rule ignores the flow: the client is told nothing.
