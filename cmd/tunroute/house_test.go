@@ -60,6 +60,7 @@ var outside = map[string][]string{
 	"go.yaml.in/yaml":            {"cmd/tunroute/config"},
 	"github.com/lmittmann/tint":  {"cmd/tunroute/ui"},
 	"github.com/gaissmai/bart":   {"router/rule"},
+	"github.com/prometheus/":     {"cmd/tunroute/admin"},
 }
 
 // leaves import the standard library only, beside what floors has of ours.

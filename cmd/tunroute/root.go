@@ -29,7 +29,8 @@ at the far end.`,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(), newVersion())
+	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(),
+		newStatus(), newFlows(), newReload(), newVersion())
 	return root
 }
 
@@ -67,18 +68,23 @@ func told(err error) error {
 	return exitStatus(1)
 }
 
+// version returns the version of this build.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of tunroute and of what it is made of",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			version, revision := "(devel)", ""
+			revision := ""
 			var parts []string
 			if info, ok := debug.ReadBuildInfo(); ok {
-				if info.Main.Version != "" {
-					version = info.Main.Version
-				}
 				for _, s := range info.Settings {
 					if s.Key == "vcs.revision" {
 						revision = " " + s.Value
@@ -92,7 +98,7 @@ func newVersion() *cobra.Command {
 				}
 			}
 			out := c.OutOrStdout()
-			fmt.Fprintf(out, "tunroute %s%s %s/%s %s\n", version, revision, runtime.GOOS, runtime.GOARCH, runtime.Version())
+			fmt.Fprintf(out, "tunroute %s%s %s/%s %s\n", version(), revision, runtime.GOOS, runtime.GOARCH, runtime.Version())
 			for _, p := range parts {
 				fmt.Fprintln(out, p)
 			}

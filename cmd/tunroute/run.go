@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -42,7 +43,7 @@ it has an error, nothing changes. SIGTERM and SIGINT end it.`,
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
-			d := &daemon{file: file, cfg: cfg, log: newLogger(cfg)}
+			d := &daemon{file: file, cfg: cfg, log: newLogger(cfg), started: time.Now()}
 			return d.run(ctx)
 		},
 	}
@@ -61,9 +62,15 @@ func newLogger(cfg *config.Config) *slog.Logger {
 
 // daemon is what run runs.
 type daemon struct {
-	file string
-	cfg  *config.Config
-	log  *slog.Logger
+	file    string
+	cfg     *config.Config // as it was at the start
+	log     *slog.Logger
+	started time.Time
+	device  string
+	engine  *engine.Engine
+
+	mu       sync.Mutex // of reload; guards what follows
+	reloaded time.Time  // the zero Time while it never was
 }
 
 // run serves until ctx ends, and leaves the host as it was.
@@ -99,6 +106,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	d.engine, d.device = e, dev.Name()
 	applied, err := d.applyRoutes(ctx, dev.Name(), addrs)
 	if err != nil {
 		return err
@@ -111,23 +119,27 @@ func (d *daemon) run(ctx context.Context) (err error) {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	reloads := make(chan struct{})
-	go func() {
-		defer close(reloads)
+	asked, err := d.listenAdmin()
+	if err != nil {
+		return err
+	}
+	var beside sync.WaitGroup
+	beside.Go(func() {
 		for {
 			select {
 			case <-hup:
-				d.reload(e)
+				_ = d.Reload() // it has told
 			case <-ctx.Done():
 				return
 			}
 		}
-	}()
+	})
+	beside.Go(func() { d.serveAdmin(ctx, asked) })
 	d.log.Info("ready", "device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4)
 	start := time.Now()
 	err = serve(ctx, e)
 	cancel()
-	<-reloads
+	beside.Wait()
 	s := e.Stats()
 	d.log.Info("stopped", "after", time.Since(start).Round(time.Second), "tcp", s.Router.TCP, "udp", s.Router.UDP,
 		"up", s.Router.Up, "down", s.Router.Down)
@@ -205,20 +217,4 @@ func (d *daemon) adviseGateway() {
 	for _, w := range warnings {
 		d.log.Debug("as a gateway: "+w.What, "remedy", w.Remedy)
 	}
-}
-
-// reload reads the config again.
-func (d *daemon) reload(e *engine.Engine) {
-	cfg, err := config.Load(d.file)
-	if err == nil {
-		err = e.Reload(cfg)
-	}
-	if err != nil {
-		d.log.Error("the config stays as it was", "err", err)
-		return
-	}
-	for _, w := range cfg.Warnings {
-		d.log.Warn(w.Error())
-	}
-	d.log.Info("reloaded", "file", d.file, "upstreams", len(cfg.Upstreams), "rules", len(cfg.Rules))
 }

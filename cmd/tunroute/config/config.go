@@ -46,6 +46,9 @@ type Config struct {
 	Limits Limits `yaml:"limits"`
 	// What is logged, and how.
 	Log Log `yaml:"log"`
+	// How a running daemon is asked and told things: for `run` only.
+	// [admin.md](admin.md) has the commands and the metrics.
+	Admin Admin `yaml:"admin"`
 
 	File     string `yaml:"-"` // where it was read from; "" for none
 	Warnings Errors `yaml:"-"` // what is allowed but probably not meant
@@ -312,6 +315,19 @@ type Limits struct {
 	HalfOpenPerSource int `yaml:"half-open-per-source"`
 	// UDP conversations.
 	UDPSessions int `yaml:"udp-sessions"`
+}
+
+// Admin is how a running daemon is asked and told things.
+type Admin struct {
+	// The unix socket at which the commands `status`, `flows` and `reload` find
+	// the daemon: a path that starts with a slash, or `off` for none. Where nothing
+	// is said it is `/run/tunroute/NAME.sock`, with the name of the interface, or
+	// for a user other than root the same below `$XDG_RUNTIME_DIR`. It is for the
+	// user that the daemon runs as, and for root.
+	Socket string `yaml:"socket"`
+	// Addresses and ports of this machine at which Prometheus finds `/metrics`.
+	// Nobody is asked who he is; the figures name no client and no target.
+	Metrics []Endpoint `yaml:"metrics"`
 }
 
 // Log is what is logged.

@@ -152,6 +152,7 @@ var valueWords = map[string]string{
 	"netip.Prefix":     "prefix",
 	"[]netip.Prefix":   "address or prefix, or a list",
 	"[]netip.AddrPort": "address with or without port, or a list",
+	"[]Endpoint":       "address with port, or a list",
 	"[]rule.Dest":      "name or address, or a list",
 	"[]rule.PortRange": "port, or a list",
 	"[]Proto":          "word, or a list",

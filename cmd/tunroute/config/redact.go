@@ -27,7 +27,8 @@ var passwordWords = []string{"password", "passwd", "passphrase", "pass", "secret
 func passwordValues(text string) []int {
 	var starts []int
 	for _, m := range anyKey.FindAllStringSubmatchIndex(text, -1) {
-		if closest(text[m[2]:m[3]], passwordWords) != "" {
+		// A socket is near enough to a secret to be one that is misspelt.
+		if key := text[m[2]:m[3]]; key != "socket" && closest(key, passwordWords) != "" {
 			starts = append(starts, m[1])
 		}
 	}

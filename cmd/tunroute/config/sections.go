@@ -1,6 +1,8 @@
 package config
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -146,6 +148,42 @@ func (l *Limits) decodeNode(d *decoder, n *yaml.Node) {
 	d.checkRange(n, "half-open", l.HalfOpen, 1, most)
 	d.checkRange(n, "half-open-per-source", l.HalfOpenPerSource, 1, most)
 	d.checkRange(n, "udp-sessions", l.UDPSessions, 1, most)
+}
+
+func (a *Admin) decodeNode(d *decoder, n *yaml.Node) {
+	d.fields(n, reflect.ValueOf(a).Elem(), "admin")
+	at := valueAt(n, "socket")
+	switch s := a.Socket; {
+	case s == "", s == adminOff:
+	case !strings.HasPrefix(s, "/"):
+		d.errorf(at, "write a path that starts with a slash, or off", "socket %q is not a whole path", short(s))
+	case len(s) > maxSocketPath:
+		d.errorf(at, "choose a shorter path", "socket has a path of %d bytes; the kernel takes %d", len(s), maxSocketPath)
+	}
+}
+
+// maxSocketPath: sun_path has 108 bytes (unix(7)), the last of them a NUL, and the
+// socket is made beside its place first.
+const maxSocketPath = 80
+
+const adminOff = "off"
+
+// AdminSocket returns where the daemon of this config is to be found, "" for nowhere.
+// It goes by the environment where the config says nothing.
+func (c *Config) AdminSocket() string {
+	switch {
+	case c.Admin.Socket == adminOff:
+		return ""
+	case c.Admin.Socket != "":
+		return c.Admin.Socket
+	}
+	dir := "/run"
+	if os.Geteuid() != 0 {
+		if dir = os.Getenv("XDG_RUNTIME_DIR"); dir == "" {
+			return ""
+		}
+	}
+	return filepath.Join(dir, "tunroute", c.TUN.Name+".sock")
 }
 
 func (x *Ident) decodeNode(d *decoder, n *yaml.Node) {

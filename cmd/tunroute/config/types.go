@@ -215,3 +215,12 @@ func (p Probe) String() string {
 
 // Weights are those of the members of a group, by name.
 type Weights map[string]int
+
+// Endpoint is an address and a port of this machine.
+type Endpoint netip.AddrPort
+
+// String returns ADDRESS:PORT.
+func (e Endpoint) String() string { return netip.AddrPort(e).String() }
+
+// MarshalText returns what String does.
+func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }

@@ -23,6 +23,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[time.Duration]():    func(s string) (any, error) { return parseDuration(s) },
 	reflect.TypeFor[netip.Addr]():       func(s string) (any, error) { return parseAddr(s) },
 	reflect.TypeFor[netip.AddrPort]():   func(s string) (any, error) { return parseAddrPort(s) },
+	reflect.TypeFor[Endpoint]():         func(s string) (any, error) { return parseEndpoint(s) },
 	reflect.TypeFor[netip.Prefix]():     func(s string) (any, error) { return rule.ParseFrom(s) },
 	reflect.TypeFor[rule.Dest]():        func(s string) (any, error) { return rule.ParseDest(s) },
 	reflect.TypeFor[[]rule.PortRange](): func(s string) (any, error) { return parsePorts(s) },
@@ -161,6 +162,18 @@ func parseAddrPort(s string) (netip.AddrPort, error) {
 	}
 	if ap.Port() == 0 {
 		return ap, parseError(s, "has port 0, which nobody can be at", "leave the port out for 53")
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
+}
+
+func parseEndpoint(s string) (netip.AddrPort, error) {
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil || ap.Port() == 0 {
+		hint := "write an address and a port, as in 127.0.0.1:9108 or [::1]:9108"
+		if port, ok := strings.CutPrefix(s, ":"); ok && strings.Trim(port, "0123456789") == "" {
+			hint = "write 0.0.0.0" + s + " and \"[::]" + s + "\" for every address"
+		}
+		return ap, parseError(s, "is not an address and a port", hint)
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }

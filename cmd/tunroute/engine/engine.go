@@ -14,6 +14,7 @@ import (
 	"tunroute/dnsfake"
 	"tunroute/router"
 	"tunroute/router/ident"
+	"tunroute/router/outbound/group"
 	"tunroute/stack"
 	"tunroute/tun"
 )
@@ -290,4 +291,19 @@ type Stats struct {
 // Stats returns the counters.
 func (e *Engine) Stats() Stats {
 	return Stats{e.stack.Stats(), e.router.Stats(), e.dns.Stats(), e.pool.Stats()}
+}
+
+// Flows returns the TCP flows that are open, in no order.
+func (e *Engine) Flows() []router.OpenFlow { return e.router.Flows() }
+
+// Groups returns how the members of the groups are, by group.
+func (e *Engine) Groups() map[string][]group.Status {
+	e.mu.Lock()
+	groups := e.groups.all
+	e.mu.Unlock()
+	all := make(map[string][]group.Status, len(groups))
+	for name, g := range groups {
+		all[name] = g.Status()
+	}
+	return all
 }

@@ -1,0 +1,75 @@
+package admin
+
+import (
+	"net/netip"
+	"time"
+
+	"tunroute/cmd/tunroute/engine"
+)
+
+// Daemon is what can be asked. Its methods are safe for concurrent use.
+type Daemon interface {
+	// Status is a copy of what is open and what has been counted.
+	Status() Status
+	// Flows are the TCP flows that are open, in no order.
+	Flows() []Flow
+	// Reload reads the config again; after an error nothing has changed.
+	Reload() error
+	// Stats are the counters of the rooms.
+	Stats() engine.Stats
+}
+
+// Status is what `tunroute status` shows.
+type Status struct {
+	Version  string    `json:"version"`
+	PID      int       `json:"pid"`
+	Config   string    `json:"config"` // the file
+	Started  time.Time `json:"started"`
+	Reloaded time.Time `json:"reloaded,omitzero"` // the last time that it succeeded
+	Device   string    `json:"device,omitempty"`
+
+	Flows    int    `json:"flows"`        // TCP, open
+	Sessions int    `json:"udp_sessions"` // open
+	TCP      uint64 `json:"tcp_ended"`
+	UDP      uint64 `json:"udp_ended"`
+	Failed   uint64 `json:"failed"` // of those that have ended
+	Rejected uint64 `json:"rejected"`
+	Orphans  uint64 `json:"orphans"`
+	Up       int64  `json:"up_bytes"` // of those that have ended
+	Down     int64  `json:"down_bytes"`
+	Leases   int    `json:"leases"`
+	Capacity int    `json:"leases_max"`
+
+	Groups []Group `json:"groups,omitempty"`
+}
+
+// Group is a choice among upstreams.
+type Group struct {
+	Name    string   `json:"name"`
+	Members []Member `json:"members"`
+}
+
+// Member is an upstream of a group, for one network.
+type Member struct {
+	Name    string        `json:"name"`
+	Network string        `json:"net"`
+	Bad     bool          `json:"bad"`
+	Cause   string        `json:"cause,omitempty"` // of Bad
+	Err     string        `json:"err,omitempty"`   // of Bad
+	Since   time.Time     `json:"since,omitzero"`  // when it became bad
+	Took    time.Duration `json:"probe_ns,omitempty"`
+}
+
+// Flow is a TCP flow that is open.
+type Flow struct {
+	Source  netip.AddrPort `json:"src"`
+	Target  string         `json:"dst"`
+	User    string         `json:"user,omitempty"`
+	Inbound string         `json:"in"`
+	Rule    int            `json:"rule"` // its number; 0 where none matched
+	Line    int            `json:"line,omitempty"`
+	Out     string         `json:"out"`
+	Start   time.Time      `json:"start"`
+	Up      int64          `json:"up"`
+	Down    int64          `json:"down"`
+}

@@ -1,0 +1,146 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// NewHandler answers for d.
+func NewHandler(d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Status(), nil) })
+	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Flows(), nil) })
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) { reply(w, struct{}{}, d.Reload()) })
+	mux.Handle("GET /metrics", NewMetrics(d))
+	return mux
+}
+
+// failure is the body of an error.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func reply(w http.ResponseWriter, body any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		body = failure{err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(body) // or the client has gone
+}
+
+// ErrInUse says that another daemon answers at a path.
+var ErrInUse = errors.New("another daemon answers there")
+
+// socketMode lets in the user that the daemon runs as, and root.
+const socketMode = 0o600
+
+// Listen makes the socket at path, and its directory where there is none. A socket
+// that nobody answers at is one that was left behind, and is replaced; what is no
+// socket is left alone. Closing the listener removes it.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := removeStale(path); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	// Made where nobody else can come in the moment before its mode is right.
+	private, err := os.MkdirTemp(filepath.Dir(path), ".admin-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(private)
+	made := filepath.Join(private, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	err = os.Chmod(made, socketMode)
+	if err == nil {
+		err = os.Rename(made, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	at, err := os.Lstat(path)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return &socket{UnixListener: l, path: path, made: at}, nil
+}
+
+// removeStale removes the socket of a daemon that is gone.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return errors.New("there is a file that is no socket")
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		c.Close()
+		return ErrInUse
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// socket removes its own file, and not that of another daemon that has taken its
+// place.
+type socket struct {
+	*net.UnixListener
+	path string
+	made os.FileInfo
+}
+
+func (s *socket) Close() error {
+	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.made) {
+		os.Remove(s.path)
+	}
+	return s.UnixListener.Close()
+}
+
+const (
+	// readTimeout for a request, which is a line or two.
+	readTimeout = 5 * time.Second
+	// idleTimeout between the requests of one client.
+	idleTimeout = time.Minute
+)
+
+// Serve answers at l until ctx ends, closes it, and returns when the last answer
+// has been given, at most a second later.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: readTimeout, IdleTimeout: idleTimeout}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if s.Shutdown(last) != nil {
+		s.Close()
+	}
+	<-ended
+	return nil
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tunroute/cmd/tunroute/admin"
+	"tunroute/cmd/tunroute/config"
+)
+
+// asker is a command that asks the daemon.
+type asker struct {
+	file, socket string
+	json         bool
+}
+
+// flags adds what all of them take.
+func (a *asker) flags(c *cobra.Command, withJSON bool) {
+	configFlag(c, &a.file, defaultConfig)
+	c.Flags().StringVar(&a.socket, "socket", "", "the daemon's `path`, instead of the one that the config has")
+	if withJSON {
+		c.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	}
+}
+
+// askTimeout is for an answer: of a reload, whose servers' names are looked up, most
+// likely.
+const askTimeout = time.Minute
+
+// ask calls f with the client of the daemon.
+func (a *asker) ask(ctx context.Context, f func(context.Context, *admin.Client) error) error {
+	path := a.socket
+	if path == "" {
+		cfg, err := config.Load(a.file)
+		if err != nil {
+			return told(err)
+		}
+		if path = cfg.AdminSocket(); path == "" {
+			return errors.New("the config has no admin.socket: name the daemon's with --socket PATH")
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return f(ctx, admin.Dial(path))
+}
+
+// print writes v as JSON where that was asked for, else by text.
+func (a *asker) print(w io.Writer, v any, text func(w io.Writer)) error {
+	if a.json {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	text(table)
+	return table.Flush()
+}
+
+func newStatus() *cobra.Command {
+	var a asker
+	c := &cobra.Command{
+		Use:   "status [-c FILE]",
+		Short: "Tell what a running daemon does, and how its upstreams are",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
+				s, err := daemon.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(c.OutOrStdout(), s, func(w io.Writer) { writeStatus(w, s) })
+			})
+		},
+	}
+	a.flags(c, true)
+	return c
+}
+
+func writeStatus(w io.Writer, s admin.Status) {
+	since := func(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
+	fmt.Fprintf(w, "daemon\ttunroute %s, pid %d, running for %s\n", s.Version, s.PID, since(s.Started))
+	fmt.Fprintf(w, "config\t%s", s.Config)
+	if !s.Reloaded.IsZero() {
+		fmt.Fprintf(w, ", reloaded %s ago", since(s.Reloaded))
+	}
+	fmt.Fprintln(w)
+	if s.Device != "" {
+		fmt.Fprintf(w, "device\t%s\n", s.Device)
+	}
+	fmt.Fprintf(w, "open\t%d tcp, %d udp\n", s.Flows, s.Sessions)
+	fmt.Fprintf(w, "ended\t%d tcp, %d udp; %d failed, %d rejected, %d orphans\n", s.TCP, s.UDP, s.Failed, s.Rejected, s.Orphans)
+	fmt.Fprintf(w, "carried\t%s up, %s down\n", bytesText(s.Up), bytesText(s.Down))
+	fmt.Fprintf(w, "leases\t%d of %d\n", s.Leases, s.Capacity)
+	for _, g := range s.Groups {
+		for _, m := range g.Members {
+			fmt.Fprintf(w, "%s\t%s %s: ", g.Name, m.Name, m.Network)
+			switch {
+			case m.Bad && m.Err != "":
+				fmt.Fprintf(w, "bad for %s: %s: %s\n", since(m.Since), m.Cause, m.Err)
+			case m.Bad:
+				fmt.Fprintf(w, "%s\n", m.Cause)
+			case m.Took > 0:
+				fmt.Fprintf(w, "good, probed in %s\n", m.Took.Round(100*time.Microsecond))
+			default:
+				fmt.Fprintln(w, "good")
+			}
+		}
+	}
+}
+
+func newFlows() *cobra.Command {
+	var a asker
+	c := &cobra.Command{
+		Use:   "flows [-c FILE]",
+		Short: "List the TCP flows that a running daemon has open, the busiest first",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
+				flows, err := daemon.Flows(ctx)
+				if err != nil {
+					return err
+				}
+				slices.SortFunc(flows, func(x, y admin.Flow) int {
+					return cmp.Or(cmp.Compare(y.Up+y.Down, x.Up+x.Down), x.Source.Compare(y.Source))
+				})
+				return a.print(c.OutOrStdout(), flows, func(w io.Writer) { writeFlows(w, flows) })
+			})
+		},
+	}
+	a.flags(c, true)
+	return c
+}
+
+func writeFlows(w io.Writer, flows []admin.Flow) {
+	fmt.Fprintln(w, "SOURCE\tTARGET\tRULE\tOUT\tUP\tDOWN\tAGE")
+	for _, f := range flows {
+		rule := "default"
+		if f.Rule > 0 {
+			rule = fmt.Sprint(f.Rule)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Source, f.Target, rule, f.Out,
+			bytesText(f.Up), bytesText(f.Down), time.Since(f.Start).Round(time.Second))
+	}
+}
+
+// bytesText writes an amount with three digits or so: 999 B, 1.5 kB, 20 MB.
+func bytesText(n int64) string {
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, units := float64(n), "kMGTPE"
+	for v /= 1000; v >= 999.5; v /= 1000 {
+		units = units[1:]
+	}
+	if v < 9.95 {
+		return fmt.Sprintf("%.1f %cB", v, units[0])
+	}
+	return fmt.Sprintf("%.0f %cB", v, units[0])
+}
+
+func newReload() *cobra.Command {
+	var a asker
+	c := &cobra.Command{
+		Use:   "reload [-c FILE]",
+		Short: "Have a running daemon read its config again, and tell what came of it",
+		Long: `Reload does what SIGHUP does, and waits for it: the new config decides the flows
+that come then. If it has an error, that is told, and nothing has changed.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			// Where it is to be found is in the config, which may be the one with the error.
+			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error { return daemon.Reload(ctx) })
+		},
+	}
+	a.flags(c, false)
+	return c
+}

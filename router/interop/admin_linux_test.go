@@ -1,0 +1,81 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tunroute/router/interop/lab"
+	"tunroute/router/interop/servers"
+)
+
+// A running daemon is asked by commands and by curl, tells what it has open, and by
+// whom it may be asked; at its end nobody answers.
+func TestAdmin(t *testing.T) {
+	lab.Need(t, "bash", "bash")
+	lab.Need(t, "curl", "curl")
+	l := newLab(t)
+	danted := startServer(t, l, servers.Dante, dante)
+	nobody.need(t)
+	socket := filepath.Join(lab.Dir(t), "run", "t.sock")
+	text := runConfig(danted) + fmt.Sprintf("admin: {socket: %s, metrics: [127.0.0.1:9108]}\n", socket)
+	config := lab.File(t, "tunroute.yaml", text)
+	d := startRun(t, l, config)
+	ask := func(u user, args ...string) lab.Result {
+		t.Helper()
+		return run(t, l.Host, u.tunroute(args...)...)
+	}
+
+	sh := startShell(t, l.Lan, "bash")
+	sh.Must(t, "exec 3<>/dev/tcp/%s/%d; echo hello >&3; read -t 10 said <&3", lab.Target4(viaServer), lab.EchoPort)
+	r := ask(rootUser, "flows", "--json", "-c", config)
+	var flows []struct {
+		Src, Dst, Out, In string
+		Rule, Up, Down    int
+	}
+	if err := json.Unmarshal([]byte(r.Stdout), &flows); err != nil || len(flows) != 1 {
+		t.Fatalf("status %d, %v: %s%s", r.Status, err, r.Stdout, r.Stderr)
+	}
+	f := flows[0]
+	if want := fmt.Sprintf("%s:%d", lab.Target4(viaServer), lab.EchoPort); f.Dst != want || f.Out != "danted" || f.Rule != 3 || f.Up != 6 || f.Down != 6 ||
+		!strings.HasPrefix(f.Src, lab.Lan4.String()+":") {
+		t.Errorf("the flow is told as %+v, want one to %s by rule 3 with 6 bytes each way", f, want)
+	}
+	r = ask(rootUser, "status", "--socket", socket)
+	for _, want := range []string{"\nconfig", config + "\n", "\nopen     1 tcp, 0 udp\n", "\ndevice   tunroute0\n"} {
+		if !strings.Contains(r.Stdout, want) {
+			t.Errorf("status has no %q:\n%s%s", want, r.Stdout, r.Stderr)
+		}
+	}
+	if out := must(t, l.Host, "curl", "-s", "--unix-socket", socket, "http://tunroute/v1/status"); !strings.Contains(out, `"flows":1,`) {
+		t.Errorf("curl gets %s", out)
+	}
+	for _, curl := range [][]string{{"http://127.0.0.1:9108/metrics"}, {"--unix-socket", socket, "http://tunroute/metrics"}} {
+		if out := must(t, l.Host, append([]string{"curl", "-s"}, curl...)...); !strings.Contains(out, "\ntunroute_router_flows 1\n") {
+			t.Errorf("curl %v gets %s", curl, out)
+		}
+	}
+	if out := must(t, l.Host, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9108/v1/status"); out != "404" {
+		t.Errorf("the port of the metrics answers %s to others than Prometheus", out)
+	}
+
+	if r := ask(rootUser, "reload", "-c", config); r.Status != 0 || !strings.Contains(d.Log(), "msg=reloaded") {
+		t.Errorf("reload: status %d, %s", r.Status, r.Stderr)
+	}
+	if err := os.WriteFile(config, []byte(text+"tun: {mtu: 1400}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r := ask(rootUser, "reload", "-c", config); r.Status != 1 || !strings.Contains(r.Stderr, "the config stays as it was: tun has changed") {
+		t.Errorf("reload of what takes a start: status %d, %s", r.Status, r.Stderr)
+	}
+	if r := ask(nobody, "status", "--socket", socket); r.Status != 1 || !strings.Contains(r.Stderr, "is for the user that the daemon runs as, and for root") {
+		t.Errorf("another user is told: status %d, %s%s", r.Status, r.Stdout, r.Stderr)
+	}
+	stopRun(t, d)
+	if r := ask(rootUser, "status", "--socket", socket); r.Status != 1 || !strings.Contains(r.Stderr, "no daemon answers at "+socket) {
+		t.Errorf("after the end: status %d, %s", r.Status, r.Stderr)
+	}
+}
