@@ -59,7 +59,7 @@
 //
 // # Limits and timeouts
 //
-// Leases: [PoolOptions.Max], about 200 octets each. Questions at the resolver at
+// Leases: [PoolOptions.Max], some 90 octets each and the name. Questions at the resolver at
 // once: [Options.MaxForwards], beyond it SERVFAIL. TCP: 32 unanswered questions
 // per connection, 30 s of silence, 10 s for a client to take an answer, 256
 // connections per listener of [Server.Serve]. UDP answers: what the client's EDNS offers, at

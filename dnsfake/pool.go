@@ -1,12 +1,12 @@
 package dnsfake
 
 import (
-	"container/heap"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,14 +27,17 @@ var (
 
 const (
 	defaultReserved   = 16
-	defaultMax        = 1 << 17 // as many as DefaultV4 has addresses
+	defaultMax        = 1 << 20
 	defaultQuarantine = time.Hour
 
-	// The largest table that NewPool will make: 2^24 places are a /8 and
-	// 128 MiB before the first lease.
-	maxMax = 1 << 24
+	// The most leases: what the cells of an index can number, and a gigabyte.
+	maxMax = 1 << 23
 
 	maxReserved = 1 << 16
+
+	// A range with fewer addresses than this has no room to spare, and no
+	// more reserved ones than needed if PoolOptions.Reserved is zero.
+	smallRange = 64
 
 	// Places of the reserved addresses. The first of a range is its network
 	// address (v4) or the routers' anycast address (v6).
@@ -44,19 +47,21 @@ const (
 
 // PoolOptions say what a [Pool] leases. The zero value is useful.
 type PoolOptions struct {
-	// V4 and V6 are the ranges; zero means [DefaultV4] and [DefaultV6]. The
-	// smaller one bounds the number of leases, since a lease has an address
-	// in each. The last address of V4 (its broadcast address) is not leased.
+	// V4 and V6 are the ranges, of any size that has room for a lease; zero
+	// means [DefaultV4] and [DefaultV6]. A lease has an address in each, at
+	// the same place, so the smaller one says how many places there are. The
+	// last address of V4 (its broadcast address) is not leased.
 	V4, V6 netip.Prefix
 
 	// Reserved is how many addresses at the start of each range are never
 	// leased: the network address, the resolver, the device, and room for
-	// more. Zero means 16; the least is 3, the most 65536.
+	// more. Zero means 16, or 3 where a range has less than 64 addresses; the
+	// least is 3, the most 65536.
 	Reserved int
 
-	// Max bounds the number of leases, and with it the memory: 8 octets each
-	// at once and about 200 when leased. Zero means 131072, the whole of
-	// DefaultV4; the most is 2^24.
+	// Max bounds the number of leases where the ranges have more places, and
+	// with it the memory: some 90 octets each, and the name. Zero means
+	// 1048576; the most is 2^23.
 	Max int
 
 	// Quarantine is how long after its last use (the last answer with it or
@@ -86,23 +91,17 @@ var (
 type Pool struct {
 	v4, v6     netip.Prefix // masked
 	reserved   int
+	limit      uint64 // the first place that is not leased, because a range ends there
+	max        int
 	quarantine int64 // nanoseconds, at least 1
 	key        [16]byte
 	now        func() time.Time
 	epoch      time.Time // when the pool was made; uses are counted from here, by the monotonic clock
 
-	// table[slot] is the lease of the addresses at that offset, nil where
-	// there is none. It is written under mu only, but may be read without:
-	// Name is asked at packet tempo, which shares no lock with the others.
-	table []atomic.Pointer[lease]
-
-	// mu guards names, byUse and writes to table; a lease is pinned or
-	// touched under the read lock and evicted under the write lock, so that
-	// it cannot be both. On two cores BenchmarkPoolAcquire takes 0.1 µs, the
-	// flow behind it hundreds: shards would not show.
-	mu    sync.RWMutex
-	names map[string]*lease
-	byUse useHeap // all leases, the least recently used one first
+	// mu guards writes to leases, the heap in them and lease.seen. Leases are
+	// found, used, pinned and released without it.
+	mu     sync.Mutex
+	leases *table
 
 	pins      atomic.Int64
 	evicted   atomic.Uint64
@@ -110,12 +109,41 @@ type Pool struct {
 }
 
 // lease is a name and its place in both ranges.
+//
+// Whoever uses it and whoever evicts it meet without a lock. To pin raises pins
+// unless it is dead; to evict makes it dead only from zero. And who uses it
+// without a pin sets used first and looks at pins then, whereas who evicts makes
+// pins dead first and looks at used then: one of them sees the other.
 type lease struct {
 	name string
 	slot uint32
-	pins atomic.Int32 // raised under Pool.mu, lowered anywhere
-	used atomic.Int64 // the last use, nanoseconds after Pool.epoch
+	pins atomic.Int32 // flows on it, or dead
+	used atomic.Int64 // the last use, as of Pool.stamp
 	seen int64        // what the heap knows of used; guarded by Pool.mu
+}
+
+// dead is the pins of a lease that has ended, or is about to: it may come back to
+// life while Pool.mu is held, never after.
+const dead = -1
+
+// use notes a use at now. It returns false if the lease is dead: then it has not
+// been used.
+func (l *lease) use(now int64) bool {
+	l.used.Store(now)
+	return l.pins.Load() != dead
+}
+
+// pin pins the lease. It returns false if the lease is dead.
+func (l *lease) pin() bool {
+	for {
+		n := l.pins.Load()
+		if n == dead {
+			return false
+		}
+		if l.pins.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }
 
 // NewPool returns an empty pool. It fails where a range is of the wrong family
@@ -126,9 +154,6 @@ func NewPool(o PoolOptions) (*Pool, error) {
 	}
 	if o.V6 == (netip.Prefix{}) {
 		o.V6 = DefaultV6
-	}
-	if o.Reserved == 0 {
-		o.Reserved = defaultReserved
 	}
 	if o.Max == 0 {
 		o.Max = defaultMax
@@ -144,38 +169,41 @@ func NewPool(o PoolOptions) (*Pool, error) {
 		return nil, fmt.Errorf("fake range %v is not an IPv4 prefix", o.V4)
 	case !o.V6.IsValid() || !o.V6.Addr().Is6() || o.V6.Addr().Is4In6():
 		return nil, fmt.Errorf("fake range %v is not an IPv6 prefix", o.V6)
+	}
+	// Places are 32 bits, which no IPv4 range has more of.
+	places4 := uint64(1) << (32 - o.V4.Bits())
+	places6 := uint64(1) << min(128-o.V6.Bits(), 32)
+	if o.Reserved == 0 {
+		o.Reserved = defaultReserved
+		if min(places4, places6) < smallRange {
+			o.Reserved = deviceSlot + 1
+		}
+	}
+	switch {
 	case o.Reserved <= deviceSlot || o.Reserved > maxReserved:
 		return nil, fmt.Errorf("%d reserved addresses: must be %d (network, resolver, device) to %d", o.Reserved, deviceSlot+1, maxReserved)
+	case places4-1 <= uint64(o.Reserved): // less the broadcast address
+		return nil, fmt.Errorf("fake range %v is too small: the first %d addresses are reserved, and the last one", o.V4, o.Reserved)
+	case places6 <= uint64(o.Reserved):
+		return nil, fmt.Errorf("fake range %v is too small: the first %d addresses are reserved", o.V6, o.Reserved)
 	case o.Max < 1 || o.Max > maxMax:
 		return nil, fmt.Errorf("%d leases at most: must be 1 to %d", o.Max, maxMax)
 	case o.Quarantine < 0:
 		return nil, fmt.Errorf("quarantine of %v is negative", o.Quarantine)
 	}
-	slots := o.Max + o.Reserved
-	for _, r := range []struct {
-		prefix netip.Prefix
-		unused int // at the end
-	}{{o.V4, 1}, {o.V6, 0}} {
-		bits := r.prefix.Addr().BitLen() - r.prefix.Bits()
-		if bits >= 30 {
-			continue // more than maxMax
-		}
-		room := 1<<bits - r.unused
-		if room <= o.Reserved {
-			return nil, fmt.Errorf("fake range %v is too small: the first %d addresses are reserved", r.prefix, o.Reserved)
-		}
-		slots = min(slots, room)
-	}
+	limit := min(places4-1, places6)
+	most := int(min(limit-uint64(o.Reserved), uint64(o.Max)))
 	return &Pool{
 		v4:         o.V4.Masked(),
 		v6:         o.V6.Masked(),
 		reserved:   o.Reserved,
+		limit:      limit,
+		max:        most,
 		quarantine: int64(o.Quarantine),
 		key:        o.Key,
 		now:        o.Now,
 		epoch:      o.Now(),
-		table:      make([]atomic.Pointer[lease], slots),
-		names:      make(map[string]*lease),
+		leases:     newTable(most),
 	}, nil
 }
 
@@ -191,17 +219,14 @@ func (p *Pool) Lease(name string, v6 bool) (netip.Addr, error) {
 	return p.lease(name, v6)
 }
 
-// lease is Lease for a name that is canonical and may be leased.
+// lease is Lease for a name that is canonical and may be leased. If the name has
+// a lease it takes no lock and does not allocate; if not, name is copied.
 func (p *Pool) lease(name string, v6 bool) (netip.Addr, error) {
-	p.mu.RLock()
-	l := p.names[name]
-	if l != nil {
-		l.used.Store(p.stamp())
-	}
-	p.mu.RUnlock()
-	if l == nil {
+	now := p.stamp()
+	l := p.leases.named(name)
+	if l == nil || !l.use(now) {
 		var err error
-		if l, err = p.grant(name); err != nil {
+		if l, err = p.grant(name, now); err != nil {
 			return netip.Addr{}, err
 		}
 	}
@@ -209,38 +234,45 @@ func (p *Pool) lease(name string, v6 bool) (netip.Addr, error) {
 }
 
 // grant makes the lease of name, unless somebody has made it meanwhile.
-func (p *Pool) grant(name string) (*lease, error) {
+func (p *Pool) grant(name string, now int64) (*lease, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := p.stamp()
-	if l := p.names[name]; l != nil {
+	if l := p.leases.named(name); l != nil {
 		l.used.Store(now)
 		return l, nil
 	}
-	slot, ok := p.place(name, now)
-	if !ok {
-		p.exhausted.Add(1)
-		return nil, ErrExhausted
+	freed := int64(-1)
+	if p.leases.len() == p.max {
+		l := p.evict(now)
+		if l == nil {
+			p.exhausted.Add(1)
+			return nil, ErrExhausted
+		}
+		freed = int64(l.slot)
 	}
-	return p.insert(name, slot, now), nil
+	l := &lease{name: strings.Clone(name), slot: p.place(name, freed), seen: now}
+	l.used.Store(now)
+	p.leases.insert(l)
+	return l, nil
 }
 
-// place returns a free slot for name: where its hash says or the next one
-// after that, or else the one of the lease that has to go. The caller holds mu.
-func (p *Pool) place(name string, now int64) (uint32, bool) {
-	n := len(p.table) - p.reserved
-	if len(p.names) == n {
-		return p.evict(now)
+// place returns a free slot for name: where its hash says or the next one after
+// that. If there is but one, freed is known to be it; else freed is of no
+// consequence. The caller holds mu and has seen to it that there is one.
+func (p *Pool) place(name string, freed int64) uint32 {
+	n := p.limit - uint64(p.reserved)
+	if uint64(p.leases.len()) == n-1 && freed >= 0 {
+		return uint32(freed)
 	}
-	// Only a free place ends the search and there is one. Filling the
-	// default range to the last place costs some 200 steps per name.
-	i := int(p.hash(name) % uint64(n))
-	for p.table[p.reserved+i].Load() != nil {
+	// To fill the default range to the last place costs some 200 steps per
+	// name.
+	i := p.hash(name) % n
+	for p.leases.placed(uint32(uint64(p.reserved)+i)) != nil {
 		if i++; i == n {
 			i = 0
 		}
 	}
-	return uint32(p.reserved + i), true
+	return uint32(uint64(p.reserved) + i)
 }
 
 // hash is the same in every run and on every machine with the same key.
@@ -250,43 +282,31 @@ func (p *Pool) hash(name string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// insert makes a lease: the one place where leases begin. The caller holds mu
-// and knows that the slot is free and the name without a lease.
-func (p *Pool) insert(name string, slot uint32, now int64) *lease {
-	l := &lease{name: name, slot: slot, seen: now}
-	l.used.Store(now)
-	p.names[name] = l
-	p.table[slot].Store(l)
-	heap.Push(&p.byUse, l)
-	return l
-}
-
-// evict ends the lease that was unused for longest and returns its slot: the one
-// place where leases end. It returns false if none may end. The caller holds mu.
+// evict ends the lease that was unused for longest and returns it: the one place
+// where leases end. It returns nil if none may end. The caller holds mu, and there
+// is a lease.
 //
 // The heap is put right only here, not whenever a lease is used: seen is never
 // later than the last use, so a lease that comes up first and was used since
 // only has to sink to its place, and when seen is right for the first one it is
 // the least of all.
-func (p *Pool) evict(now int64) (uint32, bool) {
+func (p *Pool) evict(now int64) *lease {
 	for {
-		l := p.byUse[0]
+		l := p.leases.oldest()
 		if now-l.seen < p.quarantine {
-			return 0, false
+			return nil
 		}
-		// Pins before use: release sets the use first, then lowers the pins.
-		if l.pins.Load() > 0 {
-			l.seen = now
+		if !l.pins.CompareAndSwap(0, dead) {
+			l.seen = now // by a flow
 		} else if used := l.used.Load(); used > l.seen {
 			l.seen = used
+			l.pins.Store(0)
 		} else {
-			heap.Pop(&p.byUse)
-			delete(p.names, l.name)
-			p.table[l.slot].Store(nil)
+			p.leases.removeOldest()
 			p.evicted.Add(1)
-			return l.slot, true
+			return l
 		}
-		heap.Fix(&p.byUse, 0)
+		p.leases.sink()
 	}
 }
 
@@ -299,14 +319,19 @@ func (p *Pool) Acquire(addr netip.Addr) (name string, release func(), ok bool) {
 	if !ok {
 		return "", nil, false
 	}
-	p.mu.RLock()
-	l := p.table[slot].Load()
-	if l != nil {
-		l.pins.Add(1)
-	}
-	p.mu.RUnlock()
+	l := p.leases.placed(slot)
 	if l == nil {
 		return "", nil, false
+	}
+	if !l.pin() {
+		// While mu is held nothing is about to end.
+		p.mu.Lock()
+		l = p.leases.placed(slot)
+		ok = l != nil && l.pin()
+		p.mu.Unlock()
+		if !ok {
+			return "", nil, false
+		}
 	}
 	p.pins.Add(1)
 	var released atomic.Bool
@@ -327,7 +352,7 @@ func (p *Pool) Name(addr netip.Addr) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	l := p.table[slot].Load()
+	l := p.leases.placed(slot)
 	if l == nil {
 		return "", false
 	}
@@ -372,11 +397,11 @@ type PoolStats struct {
 
 // Stats returns the figures of this moment.
 func (p *Pool) Stats() PoolStats {
-	p.mu.RLock()
-	leases := len(p.names)
-	p.mu.RUnlock()
+	p.mu.Lock()
+	leases := p.leases.len()
+	p.mu.Unlock()
 	return PoolStats{
-		Capacity:  len(p.table) - p.reserved,
+		Capacity:  p.max,
 		Leases:    leases,
 		Pins:      int(p.pins.Load()),
 		Evicted:   p.evicted.Load(),
@@ -417,24 +442,9 @@ func (p *Pool) slot(addr netip.Addr) (uint32, bool) {
 	default:
 		return 0, false
 	}
-	return slot, slot >= uint32(p.reserved) && slot < uint32(len(p.table))
+	return slot, slot >= uint32(p.reserved) && uint64(slot) < p.limit
 }
 
 // stamp returns the time since the pool was made. The monotonic clock counts: a
 // router that learns the date after its start must not end all quarantines.
 func (p *Pool) stamp() int64 { return int64(p.now().Sub(p.epoch)) }
-
-// useHeap orders leases by what is known of their last use (container/heap).
-type useHeap []*lease
-
-func (h useHeap) Len() int           { return len(h) }
-func (h useHeap) Less(i, j int) bool { return h[i].seen < h[j].seen }
-func (h useHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *useHeap) Push(l any)        { *h = append(*h, l.(*lease)) }
-func (h *useHeap) Pop() any {
-	last := len(*h) - 1
-	l := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return l
-}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,11 +50,15 @@ func TestNewPoolRefuses(t *testing.T) {
 		{"mapped v4 for v6", PoolOptions{V6: v6("::ffff:10.0.0.0/104")}, "not an IPv6 prefix"},
 		{"mapped v4 for v4", PoolOptions{V4: v6("::ffff:10.0.0.0/104")}, "not an IPv4 prefix"},
 		{"bits out of range", PoolOptions{V4: netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33)}, "not an IPv4 prefix"},
-		{"only reserved in v4", PoolOptions{V4: v4("10.0.0.0/28")}, "10.0.0.0/28 is too small"},
+		{"only reserved in v4", PoolOptions{V4: v4("10.0.0.0/28"), Reserved: 16}, "10.0.0.0/28 is too small"},
 		{"only reserved and broadcast in v4", PoolOptions{V4: v4("10.0.0.0/28"), Reserved: 15}, "too small"},
 		{"one address in v4", PoolOptions{V4: v4("10.0.0.0/28"), Reserved: 14}, ""},
+		{"network, resolver, device and broadcast in v4", PoolOptions{V4: v4("10.0.0.0/30")}, "too small"},
+		{"the smallest v4", PoolOptions{V4: v4("10.0.0.0/29")}, ""},
 		{"single v4", PoolOptions{V4: v4("10.0.0.1/32")}, "too small"},
-		{"only reserved in v6", PoolOptions{V6: v6("fd00::/124")}, "too small"},
+		{"only reserved in v6", PoolOptions{V6: v6("fd00::/124"), Reserved: 16}, "too small"},
+		{"a single v6", PoolOptions{V6: v6("fd00::/128")}, "too small"},
+		{"the smallest v6", PoolOptions{V6: v6("fd00::/126")}, ""},
 		{"whole families", PoolOptions{V4: v4("0.0.0.0/0"), V6: v6("::/0")}, ""},
 		{"no room for the device", PoolOptions{Reserved: 2}, "2 reserved addresses"},
 		{"negative reserve", PoolOptions{Reserved: -1}, "reserved addresses"},
@@ -77,6 +82,11 @@ func TestPoolCapacityIsThatOfTheSmallerRange(t *testing.T) {
 		want int
 	}{
 		{PoolOptions{}, 1<<17 - 16 - 1},
+		{PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/26")}, 64 - 16 - 1},
+		{PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/27")}, 32 - 3 - 1},
+		{PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/29")}, 4},
+		{PoolOptions{V6: netip.MustParsePrefix("fd00::/126")}, 1},
+		{PoolOptions{V4: netip.MustParsePrefix("0.0.0.0/0"), V6: netip.MustParsePrefix("::/0")}, 1 << 20},
 		{PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/24")}, 256 - 16 - 1},
 		{PoolOptions{V6: netip.MustParsePrefix("fd00::/120")}, 256 - 16},
 		{PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/8"), Max: 100}, 100},
@@ -205,7 +215,7 @@ func TestOrphans(t *testing.T) {
 
 func TestPinnedLeaseIsNotReused(t *testing.T) {
 	var c clock
-	p := newPool(t, PoolOptions{Max: 1, Quarantine: time.Minute, Now: c.now})
+	p := newPool(t, PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/29"), Reserved: 6, Quarantine: time.Minute, Now: c.now})
 	a := mustLease(t, p, "a", false)
 	name, release, ok := p.Acquire(a)
 	if !ok || name != "a" {
@@ -240,11 +250,36 @@ func TestPinnedLeaseIsNotReused(t *testing.T) {
 	}
 }
 
+// A range that is larger than what is leased of it is used as a whole, and names
+// go where their hash says.
+func TestPlacesOfAllTheRange(t *testing.T) {
+	var c clock
+	p := newPool(t, PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/8"), Max: 10, Quarantine: 1, Now: c.now})
+	high := 0
+	for i := range 100 {
+		c.advance(1)
+		name := fmt.Sprintf("n%d.example", i)
+		slot, _ := p.slot(mustLease(t, p, name, i%2 == 0))
+		if want := uint64(p.reserved) + p.hash(name)%(p.limit-uint64(p.reserved)); uint64(slot) != want {
+			t.Errorf("%s is at %d, its hash says %d", name, slot, want)
+		}
+		if slot >= 1<<23 {
+			high++
+		}
+	}
+	if high < 20 || high > 80 {
+		t.Errorf("%d of 100 in the upper half of the range", high)
+	}
+	if got, want := p.Stats(), (PoolStats{Capacity: 10, Leases: 10, Evicted: 90}); got != want {
+		t.Errorf("stats %+v, want %+v", got, want)
+	}
+}
+
 // oraclePool is a pool as slow and obvious as can be.
 type oraclePool struct {
-	size       int
-	quarantine time.Duration
-	leases     map[string]*oracleLease
+	places, max int
+	quarantine  time.Duration
+	leases      map[string]*oracleLease
 }
 
 type oracleLease struct {
@@ -268,24 +303,24 @@ func (o *oraclePool) lease(name string, start int, now time.Time) (slot int, ok 
 		l.used = now
 		return l.slot, true
 	}
-	for i := range o.size {
-		if slot := (start + i) % o.size; o.at(slot) == nil {
-			o.leases[name] = &oracleLease{name: name, slot: slot, used: now}
-			return slot, true
+	if len(o.leases) == o.max {
+		var victim *oracleLease
+		for _, l := range o.leases {
+			if l.pins == 0 && now.Sub(l.used) >= o.quarantine && (victim == nil || l.used.Before(victim.used)) {
+				victim = l
+			}
 		}
-	}
-	var victim *oracleLease
-	for _, l := range o.leases {
-		if l.pins == 0 && now.Sub(l.used) >= o.quarantine && (victim == nil || l.used.Before(victim.used)) {
-			victim = l
+		if victim == nil {
+			return 0, false
 		}
+		delete(o.leases, victim.name)
 	}
-	if victim == nil {
-		return 0, false
+	slot = start
+	for o.at(slot) != nil {
+		slot = (slot + 1) % o.places
 	}
-	delete(o.leases, victim.name)
-	o.leases[name] = &oracleLease{name: name, slot: victim.slot, used: now}
-	return victim.slot, true
+	o.leases[name] = &oracleLease{name: name, slot: slot, used: now}
+	return slot, true
 }
 
 func TestPoolAgainstOracle(t *testing.T) {
@@ -294,11 +329,12 @@ func TestPoolAgainstOracle(t *testing.T) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			var c clock
-			const reserved = 4
-			size := 1 + rnd.IntN(20)
+			reserved := 3 + rnd.IntN(27)
+			places := 31 - reserved
+			size := 1 + rnd.IntN(places)
 			quarantine := time.Duration(1 + rnd.IntN(300))
-			p := newPool(t, PoolOptions{Reserved: reserved, Max: size, Quarantine: quarantine, Now: c.now})
-			o := &oraclePool{size: size, quarantine: quarantine, leases: map[string]*oracleLease{}}
+			p := newPool(t, PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/27"), Reserved: reserved, Max: size, Quarantine: quarantine, Now: c.now})
+			o := &oraclePool{places: places, max: size, quarantine: quarantine, leases: map[string]*oracleLease{}}
 			type pin struct {
 				release func()
 				lease   *oracleLease
@@ -312,7 +348,7 @@ func TestPoolAgainstOracle(t *testing.T) {
 					name := fmt.Sprintf("n%d.example", rnd.IntN(2*size+1))
 					v6 := rnd.IntN(2) == 0
 					full := len(o.leases) == size && o.leases[name] == nil
-					slot, ok := o.lease(name, int(p.hash(name)%uint64(size)), c.now())
+					slot, ok := o.lease(name, int(p.hash(name)%uint64(places)), c.now())
 					got, err := p.Lease(name, v6)
 					if !ok {
 						refusals++
@@ -328,7 +364,7 @@ func TestPoolAgainstOracle(t *testing.T) {
 						t.Fatalf("step %d: Lease(%s) = %v, %v, want %v", step, name, got, err, want)
 					}
 				case op < 7:
-					slot := rnd.IntN(size)
+					slot := rnd.IntN(places)
 					want := o.at(slot)
 					name, release, ok := p.Acquire(p.addr(uint32(reserved+slot), rnd.IntN(2) == 0))
 					if ok != (want != nil) || ok && name != want.name {
@@ -352,7 +388,7 @@ func TestPoolAgainstOracle(t *testing.T) {
 					t.Fatalf("step %d: stats %+v, want %d leases, %d pins", step, got, len(o.leases), len(pins))
 				}
 			}
-			for slot := range size {
+			for slot := range places {
 				name, ok := p.Name(p.addr(uint32(reserved+slot), false))
 				if want := o.at(slot); ok != (want != nil) || ok && name != want.name {
 					t.Errorf("slot %d is %q, want %+v", slot, name, want)
@@ -401,16 +437,125 @@ func TestPinHoldsUnderChurn(t *testing.T) {
 	}
 }
 
-func TestNameDoesNotAllocate(t *testing.T) {
+func TestLookUpsDoNotAllocate(t *testing.T) {
 	p := newPool(t, PoolOptions{})
 	a := mustLease(t, p, "example.org", true)
 	if n := testing.AllocsPerRun(100, func() {
 		if _, ok := p.Name(a); !ok || !p.Owns(a) {
 			t.Error("no name")
 		}
+		if b, err := p.lease("example.org", true); b != a || err != nil {
+			t.Errorf("lease at %v, %v; was at %v", b, err, a)
+		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// heap returns the octets of the heap that are in use.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC() // what finalizers and pools held
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// A lease takes the octets of its name and at most 100 more.
+func TestMillionLeases(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	const most = 1 << 20
+	var names []string
+	total := 0
+	for i := range most {
+		name := fmt.Sprintf("%x.%s.example", i, strings.Repeat("x", i%40))
+		names = append(names, strings.ReplaceAll(name, "..", "."))
+		total += len(names[i])
+	}
+	before := heap()
+	p := newPool(t, PoolOptions{V4: netip.MustParsePrefix("10.0.0.0/8")})
+	worst := 0.0
+	for i, name := range names {
+		if _, err := p.Lease(strings.Clone(name), i%2 == 0); err != nil { // as a question has it
+			t.Fatal(err)
+		}
+		// The tables grow in steps.
+		if n := i + 1; n >= most/4 && n%(most/16) == 0 {
+			each := float64(heap()-before) / float64(n)
+			worst = max(worst, each-float64(total)/most)
+		}
+	}
+	t.Logf("%d leases with names of %d octets: at worst %.0f octets more for each", most, total/most, worst)
+	if worst > 100 {
+		t.Errorf("%.0f octets for each lease besides its name, want 100", worst)
+	}
+	for i, name := range names {
+		if l := p.leases.named(name); l == nil || p.leases.placed(l.slot) != l {
+			t.Fatalf("lease %d of %s is not found", i, name)
+		}
+	}
+	if _, err := p.Lease("one.more.example", false); !errors.Is(err, ErrExhausted) {
+		t.Errorf("one more: %v", err)
+	}
+	runtime.KeepAlive(names)
+}
+
+// Readers of a table find what is there all the time, whatever comes and goes
+// beside it.
+func TestTableIsReadWhileItIsWritten(t *testing.T) {
+	const stay, come = 300, 5000
+	var c clock
+	p := newPool(t, PoolOptions{Max: stay + 50, Quarantine: 1, Now: c.now})
+	var addrs []netip.Addr
+	for i := range stay {
+		a := mustLease(t, p, fmt.Sprintf("stays%d.example", i), false)
+		if _, _, ok := p.Acquire(a); !ok {
+			t.Fatal("no lease")
+		}
+		addrs = append(addrs, a)
+	}
+	var done atomic.Bool
+	var readers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			for n := 0; !done.Load() || n < stay; n++ {
+				i := n % stay
+				want := fmt.Sprintf("stays%d.example", i)
+				if name, ok := p.Name(addrs[i]); !ok || name != want {
+					t.Errorf("%v is %q, %v, want %s", addrs[i], name, ok, want)
+				}
+				if l := p.leases.named(want); l == nil || p.addr(l.slot, false) != addrs[i] {
+					t.Errorf("%s has no lease", want)
+				}
+			}
+		})
+	}
+	for i := range come {
+		c.advance(1)
+		mustLease(t, p, fmt.Sprintf("comes%d.example", i), false)
+	}
+	done.Store(true)
+	readers.Wait()
+	if n := p.Stats().Evicted; n != come-50 {
+		t.Errorf("%d evicted, want %d", n, come-50)
+	}
+}
+
+func BenchmarkPoolLease(b *testing.B) {
+	p := newPool(b, PoolOptions{})
+	names := make([]string, 1024)
+	for i := range names {
+		names[i] = fmt.Sprintf("n%d.example", i)
+		mustLease(b, p, names[i], false)
+	}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			_, _ = p.lease(names[i%len(names)], false)
+		}
+	})
 }
 
 func BenchmarkPoolAcquire(b *testing.B) {
