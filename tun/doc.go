@@ -6,8 +6,8 @@
 // reported as an [*Obstacle] with its remedy.
 //
 // The rooms behind: package route sends the traffic of a host into a device,
-// package netns makes a namespace that has nothing else, and package nstest runs
-// tests where they can do both.
+// package netns makes a namespace that has nothing else, package hosts (below it) a
+// network of several, and package nstest runs tests where all of that can be done.
 //
 // The package opens and names a device and moves packets; it does not give it
 // addresses or set it up, and looks into packets only to tell their flow, where an

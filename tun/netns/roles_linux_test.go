@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -59,7 +58,7 @@ func TestMain(m *testing.M) {
 		CloseInherited()
 	}
 	nstest.Enter()
-	if err := openDevice(); err != nil {
+	if err := nstest.OpenTUN(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -283,34 +282,6 @@ func dnsAnswer(query []byte) []byte {
 		return nil
 	}
 	return b
-}
-
-// openDevice puts a /dev/net/tun that everybody may open in the place of that of
-// the machine, in our mount namespace only.
-func openDevice() error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	dir, err := os.MkdirTemp("", "netns")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dir)
-	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
-		return nil // namespaces are forbidden: the tests say so
-	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
-	node := filepath.Join(dir, "tun")
-	if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil {
-		return nil // root of a user namespace: it is as it is
-	}
-	if err := os.Chmod(node, 0o666); err != nil {
-		return err
-	}
-	if err := unix.Mount(node, "/dev/net/tun", "", unix.MS_BIND, ""); err != nil {
-		return nil // there is none to cover
-	}
-	return nil
 }
 
 // countSignals is a command that prints the signals and lines it gets. SIGUSR2

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -32,6 +33,18 @@ const (
 var hidden = []string{
 	"/run/nscd", "/var/run/nscd", // glibc asks nscd before it reads nsswitch.conf
 	"/run/systemd/resolve", // nss-resolve speaks varlink to systemd-resolved
+}
+
+// CoverNames has programs ask for names at some servers and nowhere else, as those of
+// [Setup] do. It is for a process with a mount namespace of its own, whose mounts are
+// seen nowhere else.
+//
+// What forbids it is a [*tun.Obstacle], see [Diagnose].
+func CoverNames(servers ...netip.Addr) error {
+	if err := shadow(Config{Nameservers: servers}); err != nil {
+		return Diagnose(fmt.Errorf("cover the files about names: %w", err))
+	}
+	return nil
 }
 
 // shadow covers what programs ask for names by our own.

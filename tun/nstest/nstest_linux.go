@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -94,6 +95,35 @@ func NeedTUN(t testing.TB) {
 		Missing(t, "/dev/net/tun: "+err.Error())
 	}
 	unix.Close(fd)
+}
+
+// OpenTUN puts a /dev/net/tun that everybody may open in the place of that of the
+// machine, in the mount namespace of [Enter] only. Where that cannot be done it is as it
+// is, and the tests say so.
+func OpenTUN() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "nstest")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+		return nil // namespaces are forbidden
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	node := filepath.Join(dir, "tun")
+	if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil {
+		return nil // root of a user namespace: it is as it is
+	}
+	if err := os.Chmod(node, 0o666); err != nil {
+		return err
+	}
+	if err := unix.Mount(node, "/dev/net/tun", "", unix.MS_BIND, ""); err != nil {
+		return nil // there is none to cover
+	}
+	return nil
 }
 
 // NeedRoot skips the test, or fails it, where root is root of a user namespace
