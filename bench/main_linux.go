@@ -85,6 +85,7 @@ type settings struct {
 	rig.Options
 	cells, with, mtus        string
 	programs, routers, files list
+	servers                  list
 	json, svg, markdown      string
 	volume                   string
 }
@@ -100,6 +101,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&s.mtus, "mtu", "1500,default", "`MTUs` of tunroute's TUN")
 	f.Var(&s.programs, "tunroute", "`NAME=FILE` of a tunroute to measure, instead of one that is built from here; again for others")
 	f.Var(&s.routers, "router", "`NAME[@MTU]=COMMAND` of another router, a template; again for others")
+	f.Var(&s.servers, "server", "`NAME=COMMAND` of a SOCKS5 server that is measured itself, a template; again for others")
 	f.Var(&s.files, "routers", "`FILE` in JSON with other routers; again for others")
 	f.IntVar(&s.Rounds, "rounds", 5, "how often each figure is taken; the median is shown")
 	f.DurationVar(&s.Time, "time", 3*time.Second, "of most cells")
@@ -232,6 +234,13 @@ func (s *settings) chosen(ctx context.Context, dir string) ([]rig.Router, error)
 		}
 		all = append(all, r)
 	}
+	for _, text := range s.servers {
+		name, command, ok := strings.Cut(text, "=")
+		if !ok {
+			return nil, &usageError{fmt.Errorf("-server %q: want NAME=COMMAND", text)}
+		}
+		all = append(all, rig.Router{Name: name, Run: command, Serves: true, NoTUN: true, Direct: true})
+	}
 	for _, name := range s.files {
 		f, err := os.Open(name)
 		if err != nil {
@@ -245,7 +254,7 @@ func (s *settings) chosen(ctx context.Context, dir string) ([]rig.Router, error)
 		all = append(all, more...)
 	}
 	if len(all) == 0 {
-		return nil, &usageError{errors.New("no router to measure: name some by -with, -router or -routers")}
+		return nil, &usageError{errors.New("no router to measure: name some by -with, -router, -server or -routers")}
 	}
 	return all, nil
 }

@@ -68,11 +68,39 @@ func (h *Host) settle() error {
 			return err
 		}
 	}
-	err := h.Sysctl("net.ipv4.tcp_congestion_control", "cubic")
-	if errors.Is(err, unix.ENOENT) {
-		return nil // the kernel has none; the results page tells what it has
+	for _, name := range congestion {
+		err := h.Sysctl(congestionSysctl, name)
+		if err == nil {
+			return nil
+		}
+		// The kernel has none, or lets only the machine itself have it
+		// (tcp_allowed_congestion_control).
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
+			return err
+		}
 	}
-	return err
+	return nil // the results page tells what it has
+}
+
+const congestionSysctl = "net.ipv4.tcp_congestion_control"
+
+// congestion is what hosts have: what most machines do, or else the one that every
+// kernel has and that does the same where nothing is lost.
+var congestion = [...]string{"cubic", "reno"}
+
+// Congestion returns the congestion control that hosts have on this machine, "" where
+// no host can be made.
+func Congestion() string {
+	h, err := NewHost("congestion")
+	if err != nil {
+		return ""
+	}
+	defer h.Close()
+	var b []byte
+	if h.on(func() (err error) { b, err = os.ReadFile(sysctlFile(congestionSysctl)); return err }) != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // Close removes the host, whose programs must have ended.
@@ -122,14 +150,15 @@ func (h *Host) output(cmd *exec.Cmd) (string, error) {
 
 // Sysctl sets a variable of /proc/sys.
 func (h *Host) Sysctl(name, value string) error {
-	file := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
 	// Which host it is of is the question of who opens it.
-	err := h.on(func() error { return os.WriteFile(file, []byte(value), 0o644) })
+	err := h.on(func() error { return os.WriteFile(sysctlFile(name), []byte(value), 0o644) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
 	}
 	return nil
 }
+
+func sysctlFile(name string) string { return "/proc/sys/" + strings.ReplaceAll(name, ".", "/") }
 
 // End is one end of a wire.
 type End struct {

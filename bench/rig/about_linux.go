@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tunroute/bench/netlab"
 	"tunroute/bench/report"
 )
 
@@ -27,12 +28,7 @@ func machine() report.Machine {
 	var kib int64
 	fmt.Sscanf(fileField("/proc/meminfo", "MemTotal"), "%d", &kib)
 	m.MemoryBytes = kib << 10
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control"); err == nil {
-		m.Congestion = "the machine's own"
-		if strings.Contains(string(b), "cubic") {
-			m.Congestion = "cubic"
-		}
-	}
+	m.Congestion = netlab.Congestion()
 	return m
 }
 

@@ -52,12 +52,12 @@ func SelectCells(expr string) ([]Cell, error) {
 	return list, nil
 }
 
-// carriesUDP: what has no TUN redirects TCP.
-func carriesUDP(r *Router) bool { return r.Run == "" || !r.NoTUN }
+// carriesUDP: what has no TUN redirects TCP, unless it is a SOCKS server.
+func carriesUDP(r *Router) bool { return r.Run == "" || !r.NoTUN || r.Serves }
 
 func answersDNS(r *Router) bool { return r.DNS != "" }
 
 func isProgram(r *Router) bool { return r.Run != "" }
 
 // notSOCKS: the client of others does not speak it.
-func notSOCKS(r *Router) bool { return !r.SOCKS }
+func notSOCKS(r *Router) bool { return !r.SOCKS && !r.Serves }

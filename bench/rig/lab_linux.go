@@ -53,6 +53,19 @@ const socksPort = 1080
 
 var socksAddr = netip.AddrPortFrom(server4.Addr(), socksPort)
 
+// listen is where a router that serves is spoken to: at its end of the wire to the
+// client, or on the host of both by an address that does not leave it.
+func (l *lab) listen(v6 bool) netip.AddrPort {
+	addrs := [2]netip.Prefix{router4, router6}
+	if l.client != l.router {
+		addrs = [2]netip.Prefix{gate4, gate6}
+	}
+	if v6 {
+		return netip.AddrPortFrom(addrs[1].Addr(), socksPort)
+	}
+	return netip.AddrPortFrom(addrs[0].Addr(), socksPort)
+}
+
 // dnsAddr is where clients send their questions if the router answers whatever
 // they ask; nobody is there.
 var dnsAddr = netip.MustParseAddrPort("203.0.113.53:53")

@@ -44,6 +44,9 @@ type Router struct {
 	Direct bool
 	// SOCKS has the client speak to the SOCKS server itself.
 	SOCKS bool
+	// Serves is for a router that is a SOCKS5 server at {{.Listen}}, to which the
+	// client speaks. It has neither a TUN nor a SOCKS server behind it.
+	Serves bool
 	// DNS is the address and port at which the router answers DNS questions
 	// of clients, empty if it does not.
 	DNS string
@@ -66,6 +69,8 @@ type Fields struct {
 	Wire       string // interface to the SOCKS server
 	Target4    string // prefix that has the targets
 	Lan        string // interface to the client; empty where that is on the same host
+	Listen     string // where a router that serves has to listen, HOST:PORT
+	ListenHost string
 }
 
 // DefaultSetup is how a TUN is set up where a router does not say.
@@ -116,6 +121,9 @@ func (r *Router) check() error {
 			return fmt.Errorf("router %s: %w", r.Name, err)
 		}
 	}
+	if r.Serves && (!r.NoTUN || !r.Direct || r.SOCKS) {
+		return fmt.Errorf("router %s: one that serves has notun and direct, and not socks", r.Name)
+	}
 	if r.DNS != "" {
 		if _, err := netip.ParseAddrPort(r.DNS); err != nil {
 			return fmt.Errorf("router %s: dns: %w", r.Name, err)
@@ -135,6 +143,8 @@ func (r *Router) start(ctx context.Context, l *lab, way load.Way) (run *running,
 	if l.client != l.router {
 		fields.Lan = "lan0"
 	}
+	listen := l.listen(false)
+	fields.Listen, fields.ListenHost = listen.String(), listen.Addr().String()
 	if r.Run != "" {
 		run = &running{output: new(netlab.Tail)}
 		defer func() {

@@ -199,7 +199,7 @@ func (o *Options) one(ctx context.Context, cell Cell, router *Router) ([]report.
 	defer l.close()
 	defer context.AfterFunc(ctx, l.stopRoles)()
 
-	m := &measurement{o: o, lab: l, router: router, way: way(router, false), key: rand.Uint64(), begin: time.Now()}
+	m := &measurement{o: o, lab: l, router: router, way: l.way(router, false), key: rand.Uint64(), begin: time.Now()}
 	if m.running, err = router.start(ctx, l, m.way); err != nil {
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func (o *Options) one(ctx context.Context, cell Cell, router *Router) ([]report.
 }
 
 // way is how clients reach the targets with a router.
-func way(r *Router, v6 bool) load.Way {
+func (l *lab) way(r *Router, v6 bool) load.Way {
 	var w load.Way
 	for i := range targets {
 		if v6 {
@@ -229,6 +229,9 @@ func way(r *Router, v6 bool) load.Way {
 		} else {
 			w.Targets = append(w.Targets, target4(i))
 		}
+	}
+	if r.Serves {
+		w.SOCKS = l.listen(v6)
 	}
 	if r.SOCKS {
 		w.SOCKS = socksAddr

@@ -76,7 +76,7 @@ func (o *Options) soak(ctx context.Context, r *Router, volume int64, out io.Writ
 	}
 	defer l.close()
 	defer context.AfterFunc(ctx, l.stopRoles)()
-	running, err := r.start(ctx, l, way(r, false))
+	running, err := r.start(ctx, l, l.way(r, false))
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (o *Options) soak(ctx context.Context, r *Router, volume int64, out io.Writ
 	for sum, turn := int64(0), 0; sum < volume || turn%len(paths) != 0; turn++ {
 		p := paths[turn%len(paths)]
 		got, _, err := transfer(l, load.BulkArgs{
-			Way: way(r, p.v6), Streams: soakStreams, Up: p.up, Down: p.down, HalfClosed: p.halfClosed,
+			Way: l.way(r, p.v6), Streams: soakStreams, Up: p.up, Down: p.down, HalfClosed: p.halfClosed,
 			Bytes: piece, For: pieceTime, Key: key,
 		})
 		if err != nil {
