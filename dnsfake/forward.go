@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// forward answers with what the resolver says.
+// forward answers with what the resolver of the name says.
 func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 	select {
 	case s.waiting <- struct{}{}:
@@ -19,8 +19,11 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 	default:
 		return s.fail(q, "too many questions at the resolver")
 	}
-	if q.mode == LocalThenRemote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA) {
+	switch {
+	case q.policy.Mode == LocalThenRemote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA):
 		return s.localThenRemote(ctx, q, network)
+	case q.policy.Mode != Local && (q.qtype == dns.TypeHTTPS || q.qtype == dns.TypeSVCB):
+		return s.services(ctx, q, network)
 	}
 	r, err := s.ask(ctx, q, q.qtype, network)
 	if err != nil {
@@ -68,7 +71,7 @@ func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string
 	if q.edns {
 		msg = appendOPT(msg, 0, q.do)
 	}
-	answer, err := s.resolver.Exchange(ctx, msg, network)
+	answer, err := q.policy.Resolver.Exchange(ctx, msg, network)
 	if err != nil {
 		return reply{}, fmt.Errorf("ask the resolver: %w", err)
 	}
@@ -81,8 +84,9 @@ type reply struct {
 	rcode     int  // without the upper bits that OPT may hold
 	bare      bool // no question: a refusal of a server that read no further
 	truncated bool
-	addrs     int // addresses of the type asked for
-	opt       int // where OPT is, after its name; 0 where there is none
+	addrs     int  // addresses of the type asked for
+	others    bool // addresses of another type or elsewhere, and hints at some
+	opt       int  // where OPT is, after its name; 0 where there is none
 }
 
 // usable reports whether there is an address, or would be by TCP.
@@ -127,7 +131,11 @@ func (s *Server) readReply(msg, question []byte) (reply, error) {
 			}
 			if i < counts[1] && rec.rtype == qtype {
 				r.addrs++
+			} else {
+				r.others = true
 			}
+		case dns.TypeHTTPS, dns.TypeSVCB:
+			r.others = true
 		case dns.TypeOPT:
 			if i < counts[1]+counts[2] || !rec.root || r.opt != 0 {
 				return reply{}, errNotAnswer
@@ -156,6 +164,10 @@ func (s *Server) passOn(q *query, r reply, network string) []byte {
 	switch {
 	case !q.edns && r.opt != 0:
 		return rewrite(q, msg, limit) // without it
+	case q.policy.Mode != Local && r.others:
+		// As the addresses of its servers beside an MX: a client that took
+		// them would go past the fake ones.
+		return rewrite(q, msg, limit)
 	case q.edns && r.opt != 0:
 		binary.BigEndian.PutUint16(msg[r.opt+2:], maxUDP)
 	case q.edns:
@@ -167,8 +179,19 @@ func (s *Server) passOn(q *query, r reply, network string) []byte {
 	return msg
 }
 
+// leads reports whether a record, or the one that it signs, leads past the fake
+// addresses.
+func leads(rr dns.RR) bool {
+	t := rr.Header().Rrtype
+	if sig, ok := rr.(*dns.RRSIG); ok {
+		t = sig.TypeCovered
+	}
+	return t == dns.TypeA || t == dns.TypeAAAA || t == dns.TypeHTTPS || t == dns.TypeSVCB
+}
+
 // rewrite packs an answer anew, with as many of its records as fit and TC where
-// some do not.
+// some do not; for names that are not Local without addresses that were not asked
+// for.
 func rewrite(q *query, msg []byte, limit int) []byte {
 	var m dns.Msg
 	if m.Unpack(msg) == nil {
@@ -178,6 +201,16 @@ func rewrite(q *query, msg []byte, limit int) []byte {
 			t := rr.Header().Rrtype
 			return t == dns.TypeTSIG || t == dns.TypeOPT && !q.edns
 		})
+		if opt := m.IsEdns0(); opt != nil {
+			opt.SetUDPSize(maxUDP)
+		} else if q.edns {
+			m.SetEdns0(maxUDP, q.do)
+		}
+		if q.policy.Mode != Local {
+			m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype != q.qtype && leads(rr) })
+			m.Ns = slices.DeleteFunc(m.Ns, leads)
+			m.Extra = slices.DeleteFunc(m.Extra, leads)
+		}
 		m.Truncate(limit)
 		if b, err := m.Pack(); err == nil && len(b) <= limit {
 			return b

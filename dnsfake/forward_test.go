@@ -38,10 +38,10 @@ func txts(a *dns.Msg, n int) {
 func TestForwardedQuestion(t *testing.T) {
 	var got *dns.Msg
 	var gotNetwork string
-	s := newServer(t, Options{Mode: local, Resolver: exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
+	s := newServer(t, Options{Policy: policy(local, exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
 		got, gotNetwork = unpack(t, query), network
 		return new(dns.Msg).SetReply(got).Pack()
-	})})
+	}))})
 	for _, network := range []string{"udp", "tcp"} {
 		s.Answer(t.Context(), question(t, "WwW.test.", dns.TypeSRV, edns(4096, true), func(m *dns.Msg) {
 			m.CheckingDisabled = true
@@ -67,7 +67,7 @@ func TestForwardedQuestion(t *testing.T) {
 }
 
 func TestForwardedAnswerIsKept(t *testing.T) {
-	s := newServer(t, Options{Mode: local, Resolver: upstream(t, func(q, a *dns.Msg) {
+	s := newServer(t, Options{Policy: policy(local, upstream(t, func(q, a *dns.Msg) {
 		a.Id++ // which an Exchanger should not, and no client must see
 		a.Question[0].Name = strings.ToLower(q.Question[0].Name)
 		a.Authoritative, a.AuthenticatedData, a.RecursionAvailable = true, true, true
@@ -85,7 +85,7 @@ func TestForwardedAnswerIsKept(t *testing.T) {
 		ede := &dns.EDNS0_EDE{InfoCode: 3}
 		a.SetEdns0(4096, true)
 		a.IsEdns0().Option = append(a.IsEdns0().Option, ede)
-	})})
+	}))})
 	b := s.Answer(t.Context(), question(t, "wWw.TesT.", dns.TypeA, edns(1400, true)), "udp")
 	m := unpack(t, b)
 	if m.Id != 0x1234 || m.Question[0].Name != "wWw.TesT." {
@@ -107,12 +107,12 @@ func TestForwardedAnswerIsKept(t *testing.T) {
 func TestForwardedOPTIsAsTheClientWants(t *testing.T) {
 	for _, client := range []bool{false, true} {
 		for _, server := range []bool{false, true} {
-			s := newServer(t, Options{Mode: local, Resolver: upstream(t, func(_, a *dns.Msg) {
+			s := newServer(t, Options{Policy: policy(local, upstream(t, func(_, a *dns.Msg) {
 				txts(a, 2)
 				if server {
 					a.SetEdns0(4096, false)
 				}
-			})}) // whether asked or not
+			}))}) // whether asked or not
 			var edit []func(*dns.Msg)
 			if client {
 				edit = append(edit, edns(1232, true))
@@ -127,7 +127,7 @@ func TestForwardedOPTIsAsTheClientWants(t *testing.T) {
 
 func TestLongAnswersAreCut(t *testing.T) {
 	const all = 500 // records, 55 KB
-	s := newServer(t, Options{Mode: local, Resolver: upstream(t, func(_, a *dns.Msg) { txts(a, all) })})
+	s := newServer(t, Options{Policy: policy(local, upstream(t, func(_, a *dns.Msg) { txts(a, all) }))})
 	for _, tt := range []struct {
 		name    string
 		network string
@@ -157,14 +157,14 @@ func TestLongAnswersAreCut(t *testing.T) {
 
 // What package dns cannot read is cut to nothing rather than to something else.
 func TestLongAnswerOfUnknownFormIsCutToNothing(t *testing.T) {
-	s := newServer(t, Options{Mode: local, Resolver: exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
+	s := newServer(t, Options{Policy: policy(local, exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
 		a := bytes.Clone(query)
 		a[2] |= 0x80
 		a[7] = 1
 		a = append(a, 0xc0, 12, 0, byte(dns.TypeNSEC), 0, 1, 0, 0, 0, 0)
 		a = binary.BigEndian.AppendUint16(a, 700)
 		return append(a, bytes.Repeat([]byte{0xff}, 700)...), nil
-	})})
+	}))})
 	b := s.Answer(t.Context(), question(t, "www.test.", dns.TypeNSEC), "udp")
 	if m := unpack(t, b); !m.Truncated || len(m.Answer) != 0 || len(m.Question) != 1 {
 		t.Errorf("answer %v", m)
@@ -223,7 +223,7 @@ func TestBadUpstreamAnswers(t *testing.T) {
 		}), "SERVFAIL"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newServer(t, Options{Mode: local, Resolver: tt.r})
+			s := newServer(t, Options{Policy: policy(local, tt.r)})
 			m := ask(t, s, question(t, "www.test.", dns.TypeA))
 			if got := text(m); got != tt.want || m.Id != 0x1234 || len(m.Question) != 1 {
 				t.Errorf("%s, want %s; header %v", got, tt.want, m.MsgHdr)
@@ -235,8 +235,7 @@ func TestBadUpstreamAnswers(t *testing.T) {
 // A truncated answer leads the client to TCP before it is taken for none.
 func TestLocalThenRemoteWaitsForTheWholeAnswer(t *testing.T) {
 	s := newServer(t, Options{
-		Mode: func(string) Mode { return LocalThenRemote },
-		Resolver: exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
+		Policy: policy(func(string) Mode { return LocalThenRemote }, exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
 			a := new(dns.Msg).SetReply(unpack(t, query))
 			if a.Truncated = network == "udp"; !a.Truncated {
 				rr, err := dns.NewRR("www.test. 60 IN A 192.0.2.1")
@@ -246,7 +245,7 @@ func TestLocalThenRemoteWaitsForTheWholeAnswer(t *testing.T) {
 				a.Answer = append(a.Answer, rr)
 			}
 			return a.Pack()
-		}),
+		})),
 	})
 	msg := question(t, "www.test.", dns.TypeA)
 	if m := unpack(t, s.Answer(t.Context(), msg, "udp")); !m.Truncated || len(m.Answer) != 0 {
@@ -261,8 +260,7 @@ func TestLocalThenRemoteWaitsForTheWholeAnswer(t *testing.T) {
 func TestLocalThenRemoteLeasesWhenTheResolverFails(t *testing.T) {
 	for _, rcode := range []int{dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNameError} {
 		s := newServer(t, Options{
-			Mode:     func(string) Mode { return LocalThenRemote },
-			Resolver: upstream(t, func(_, a *dns.Msg) { a.Rcode = rcode }),
+			Policy: policy(func(string) Mode { return LocalThenRemote }, upstream(t, func(_, a *dns.Msg) { a.Rcode = rcode })),
 		})
 		m := ask(t, s, question(t, "www.test.", dns.TypeAAAA))
 		if len(m.Answer) != 1 || m.Rcode != dns.RcodeSuccess || s.Stats().Leased != 1 {
@@ -274,12 +272,12 @@ func TestLocalThenRemoteLeasesWhenTheResolverFails(t *testing.T) {
 func TestForwardsAreBounded(t *testing.T) {
 	const limit = 3
 	entered := make(chan struct{})
-	s := newServer(t, Options{Mode: local, MaxForwards: limit, Resolver: exchangerFunc(
+	s := newServer(t, Options{MaxForwards: limit, Policy: policy(local, exchangerFunc(
 		func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
 			entered <- struct{}{}
 			<-ctx.Done()
 			return nil, ctx.Err()
-		})})
+		}))})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range limit {

@@ -21,8 +21,11 @@ func FuzzAnswer(f *testing.F) {
 			a := unpack(f, msg)
 			a.Response = true
 			txts(a, 9)
-			if rr, err := dns.NewRR(name + " 60 IN A 192.0.2.1"); err == nil {
-				a.Answer = append(a.Answer, rr)
+			for _, text := range []string{" 60 IN A 192.0.2.1", " 60 IN HTTPS 1 . mandatory=ipv4hint alpn=h2 ipv4hint=192.0.2.1"} {
+				if rr, err := dns.NewRR(name + text); err == nil {
+					a.Answer = append(a.Answer, rr)
+					a.Extra = append(a.Extra, rr)
+				}
 			}
 			answer, err := a.Pack()
 			if err != nil {
@@ -40,8 +43,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		s := newServer(t, Options{
 			Pool: newPool(t, PoolOptions{Max: 64}),
-			Mode: bySuffix,
-			Resolver: exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
+			Policy: services(bySuffix, exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
 				var q dns.Msg
 				if err := q.Unpack(query); err != nil || len(q.Question) != 1 || q.Response {
 					t.Errorf("message %x made the question %x: %v", msg, query, err)
@@ -51,7 +53,7 @@ func FuzzAnswer(f *testing.F) {
 				}
 				forwarded = true
 				return bytes.Clone(answer), nil
-			}),
+			})),
 		})
 		before := bytes.Clone(msg)
 		got := s.Answer(t.Context(), msg, network)
@@ -67,7 +69,8 @@ func FuzzAnswer(f *testing.F) {
 		limit := maxMessage
 		if !tcp {
 			limit = maxUDP
-			if q, _ := parse(msg); q.question != nil {
+			q := new(query)
+			if q.parse(msg); q.question != nil {
 				limit = q.size
 			}
 		}

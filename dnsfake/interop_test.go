@@ -160,7 +160,9 @@ func TestDig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := startServer(t, dnsfake.Options{Pool: pool, Mode: modes, Resolver: resolver})
+	addr := startServer(t, dnsfake.Options{Pool: pool, Policy: func(name string) dnsfake.Policy {
+		return dnsfake.Policy{Mode: modes(name), Resolver: resolver}
+	}})
 	a4, err4 := pool.Lease("leased.test", false)
 	a6, err6 := pool.Lease("leased.test", true)
 	if err := errors.Join(err4, err6); err != nil {

@@ -127,3 +127,13 @@ func reverseAddr(name string) (netip.Addr, bool) {
 	}
 	return netip.AddrFrom16(b), true
 }
+
+// QuestionName returns the name that a message with one question asks for, in lower
+// case and without trailing dot; "." is the root. It is "" where there is none.
+func QuestionName(msg []byte) string {
+	q := new(query)
+	if q.parse(msg) == ignore || q.question == nil {
+		return ""
+	}
+	return q.name
+}

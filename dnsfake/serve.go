@@ -62,7 +62,7 @@ func (s *Server) ServeTCP(ctx context.Context, conn net.Conn) {
 		if buf, err = readMessage(r, buf[:0]); err != nil {
 			return
 		}
-		if answer, done := s.AnswerNow(buf, "tcp"); done {
+		if answer, done := s.AnswerNow(buf); done {
 			if w.write(answer) != nil {
 				return
 			}
@@ -160,7 +160,7 @@ func (s *Server) servePackets(ctx context.Context, conn net.PacketConn) error {
 		if err != nil {
 			return fmt.Errorf("read dns questions at %v: %w", conn.LocalAddr(), err)
 		}
-		answer, done := s.AnswerNow(buf[:n], "udp")
+		answer, done := s.AnswerNow(buf[:n])
 		if done {
 			send(conn, answer, from)
 			continue

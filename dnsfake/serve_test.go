@@ -73,13 +73,13 @@ func TestServeTCPAnswersInPieces(t *testing.T) {
 // A question that waits for the resolver does not hold up the next one.
 func TestServeTCPAnswersOutOfOrder(t *testing.T) {
 	release := make(chan struct{})
-	s := newServer(t, Options{Mode: bySuffix, Resolver: exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
+	s := newServer(t, Options{Policy: policy(bySuffix, exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
 		if network != "tcp" {
 			t.Errorf("the resolver is asked by %s", network)
 		}
 		<-release
 		return new(dns.Msg).SetReply(unpack(t, query)).Pack()
-	})})
+	}))})
 	client, wait := serve(t.Context(), s)
 	write(t, client, frame(question(t, "www.local.test.", dns.TypeA)))
 	write(t, client, frame(question(t, "www.test.", dns.TypeA)))
@@ -97,10 +97,10 @@ func TestServeTCPAnswersOutOfOrder(t *testing.T) {
 func TestServeTCPBoundsWhatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
-		s := newServer(t, Options{Mode: local, Resolver: exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
+		s := newServer(t, Options{Policy: policy(local, exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
 			<-release
 			return new(dns.Msg).SetReply(unpack(t, query)).Pack()
-		})})
+		}))})
 		client, wait := serve(t.Context(), s)
 		const more = 8
 		go func() {
@@ -128,10 +128,10 @@ func TestServeTCPBoundsWhatWaits(t *testing.T) {
 // What was asked before the client closed its direction is still answered.
 func TestServeTCPAnswersAfterHalfClose(t *testing.T) {
 	half := make(chan struct{})
-	s := newServer(t, Options{Mode: local, Resolver: exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
+	s := newServer(t, Options{Policy: policy(local, exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
 		<-half
 		return new(dns.Msg).SetReply(unpack(t, query)).Pack()
-	})})
+	}))})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -197,13 +197,12 @@ func TestServeTCPEnds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newServer(t, Options{
-					Mode: bySuffix,
-					Resolver: exchangerFunc(func(ctx context.Context, query []byte, network string) ([]byte, error) {
+					Policy: policy(bySuffix, exchangerFunc(func(ctx context.Context, query []byte, network string) ([]byte, error) {
 						if strings.HasPrefix(unpack(t, query).Question[0].Name, "no.") {
 							return nil, errors.New("no")
 						}
 						return wait30(ctx, query, network)
-					}),
+					})),
 				})
 				start := time.Now()
 				ctx, cancel := context.WithCancel(t.Context())
@@ -224,7 +223,7 @@ func TestServeTCPEnds(t *testing.T) {
 }
 
 func TestServeOnSockets(t *testing.T) {
-	s := newServer(t, Options{Mode: bySuffix, Resolver: zone(t, "www.local.test. 300 IN A 192.0.2.1")})
+	s := newServer(t, Options{Policy: policy(bySuffix, zone(t, "www.local.test. 300 IN A 192.0.2.1"))})
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +54,29 @@ type Exchanger interface {
 	Exchange(ctx context.Context, query []byte, network string) (answer []byte, err error)
 }
 
+// Policy is what is done with a name.
+type Policy struct {
+	Mode Mode
+
+	// Resolver answers about the name what leases do not. Nil means that
+	// there is nobody who may be asked: such questions are refused, and
+	// LocalThenRemote is Remote.
+	Resolver Exchanger
+
+	// Denied names do not exist for clients, because no flow to them would
+	// be let through.
+	Denied bool
+
+	// NoIPv6 says that a true IPv6 address of the name would lead nowhere:
+	// those are not told. Fake ones lead to the name, which has no family.
+	NoIPv6 bool
+
+	// Services says that Resolver is asked for the HTTPS and SVCB records of
+	// the name if it is not Local, of which clients get what does not lead
+	// past the fake address. Else they are empty.
+	Services bool
+}
+
 const (
 	defaultTTL         = time.Second
 	defaultMaxForwards = 256
@@ -62,16 +87,23 @@ const (
 type Options struct {
 	Pool *Pool
 
-	// Mode returns the mode of a name, which is in lower case and without
-	// trailing dot; "." is the root. It is called once per question, must
-	// not block and may change its mind at a reload. Nil means Remote.
-	Mode func(name string) Mode
+	// Policy returns what is done with a name, which is in lower case and
+	// without trailing dot; "." is the root. It is called once per question,
+	// and for every name in an HTTPS or SVCB record, must not block nor keep
+	// the name, and may change its mind at a reload. Nil means the zero
+	// Policy.
+	Policy func(name string) Policy
 
-	// Resolver answers what leases do not. Nil means that there is none:
-	// such questions fail, and LocalThenRemote is Remote.
-	Resolver Exchanger
+	// SameWay reports whether flows to two names go the same way whatever
+	// their port is. A service of one name at the other is told to clients
+	// only then. Nil means that all do.
+	SameWay func(a, b string) bool
 
-	// MaxForwards is how many questions wait for Resolver at once; one more
+	// StripECH takes the keys for an encrypted ClientHello out of HTTPS and
+	// SVCB records.
+	StripECH bool
+
+	// MaxForwards is how many questions wait for a resolver at once; one more
 	// fails at once. Zero means 256. Each may hold a socket.
 	MaxForwards int
 
@@ -88,11 +120,13 @@ type Options struct {
 // Server answers DNS messages. All methods are safe for concurrent use.
 type Server struct {
 	pool     *Pool
-	modeOf   func(name string) Mode
-	resolver Exchanger
+	policyOf func(name string) Policy
+	sameWay  func(a, b string) bool
+	stripECH bool
 	ttl      uint32
 	log      *slog.Logger
-	waiting  chan struct{} // holds a token for each question at resolver
+	waiting  chan struct{} // holds a token for each question at a resolver
+	queries  sync.Pool     // of *query, for AppendNow
 
 	warned atomic.Int64 // the pool's time of the last warning of its exhaustion
 
@@ -101,8 +135,11 @@ type Server struct {
 
 // New returns a Server. It starts nothing.
 func New(o Options) (*Server, error) {
-	if o.Mode == nil {
-		o.Mode = func(string) Mode { return Remote }
+	if o.Policy == nil {
+		o.Policy = func(string) Policy { return Policy{} }
+	}
+	if o.SameWay == nil {
+		o.SameWay = func(a, b string) bool { return true }
 	}
 	if o.MaxForwards == 0 {
 		o.MaxForwards = defaultMaxForwards
@@ -125,12 +162,14 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		pool:     o.Pool,
-		modeOf:   o.Mode,
-		resolver: o.Resolver,
+		policyOf: o.Policy,
+		sameWay:  o.SameWay,
+		stripECH: o.StripECH,
 		ttl:      uint32(o.TTL / time.Second),
 		log:      o.Logger,
 		waiting:  make(chan struct{}, o.MaxForwards),
 	}
+	s.queries.New = func() any { return new(query) }
 	s.warned.Store(-int64(warnEvery))
 	return s, nil
 }
@@ -163,40 +202,49 @@ func (s *Server) Stats() Stats {
 // may block until the resolver has answered, but not beyond ctx or the resolver's
 // time-out. The message is only read, and no longer than until then.
 func (s *Server) Answer(ctx context.Context, msg []byte, network string) []byte {
-	q, answer, done := s.now(msg)
-	if done {
+	q := new(query)
+	if answer, done := s.now(q, msg); done {
 		return answer
 	}
-	return s.forward(ctx, &q, network)
+	return s.forward(ctx, q, network)
 }
 
 // AnswerNow is Answer for what needs no resolver, first of all the addresses of
 // Remote names: it never blocks, so a datagram needs no goroutine. Where done is
-// false only Answer can tell. Network is as for Answer; our own answers fit in
-// either.
-func (s *Server) AnswerNow(msg []byte, _ string) (answer []byte, done bool) {
-	_, answer, done = s.now(msg)
+// false only Answer can tell. Our own answers fit in either network.
+func (s *Server) AnswerNow(msg []byte) (answer []byte, done bool) {
+	return s.AnswerInto(nil, msg)
+}
+
+// AnswerInto is AnswerNow with the answer in buf if that has room for 512
+// octets; then the address of a name that has a lease costs no allocation.
+func (s *Server) AnswerInto(buf, msg []byte) (answer []byte, done bool) {
+	q := s.queries.Get().(*query)
+	q.buf = buf
+	answer, done = s.now(q, msg)
+	q.forget()
+	s.queries.Put(q)
 	return answer, done
 }
 
-// now answers what needs no resolver, and else returns the query as read.
-func (s *Server) now(msg []byte) (q query, answer []byte, done bool) {
-	q, rcode := parse(msg)
+// now answers what needs no resolver, and else leaves the query as read.
+func (s *Server) now(q *query, msg []byte) (answer []byte, done bool) {
+	rcode := q.parse(msg)
 	if rcode == dns.RcodeSuccess {
 		rcode = q.kind()
 	}
 	switch rcode {
 	case ignore:
-		return q, nil, true
+		return nil, true
 	case dns.RcodeSuccess:
-		if answer = s.own(&q); answer == nil {
-			answer = s.byMode(&q)
+		if answer = s.own(q); answer == nil {
+			answer = s.byPolicy(q)
 		}
-		return q, answer, answer != nil
+		return answer, answer != nil
 	}
 	s.refused.Add(1)
-	s.debug(&q, dns.RcodeToString[rcode])
-	return q, q.refuse(rcode), true
+	s.debug(q, dns.RcodeToString[rcode])
+	return q.refuse(rcode), true
 }
 
 // kind returns the response code for what is asked: success, or that it is not
@@ -247,26 +295,42 @@ func (s *Server) own(q *query) []byte {
 	return s.positive(q, appendPTR(q.begin(dns.RcodeSuccess), name, s.ttl))
 }
 
-// byMode answers for remote names; nil for what is to be asked of the resolver.
-func (s *Server) byMode(q *query) []byte {
-	q.mode = s.modeOf(q.name)
-	if q.mode == LocalThenRemote && s.resolver == nil {
-		q.mode = Remote
+// byPolicy answers what needs nobody else; nil for what is to be asked of a
+// resolver.
+func (s *Server) byPolicy(q *query) []byte {
+	p := s.policyOf(q.name)
+	if p.Mode == LocalThenRemote && p.Resolver == nil {
+		p.Mode = Remote
 	}
-	if q.mode != Local {
-		switch q.qtype {
-		case dns.TypeA, dns.TypeAAAA:
-			if q.mode == Remote {
-				return s.lease(q)
-			}
-		case dns.TypeHTTPS, dns.TypeSVCB:
+	q.policy = p
+	if p.Denied {
+		q.why = whyDenied
+		return s.negative(q, dns.RcodeNameError)
+	}
+	switch q.qtype {
+	case dns.TypeA, dns.TypeAAAA:
+		if p.Mode == Remote {
+			return s.lease(q)
+		}
+		if q.qtype == dns.TypeAAAA && p.NoIPv6 {
 			return s.negative(q, dns.RcodeSuccess)
-		case dns.TypeANY:
+		}
+	case dns.TypeHTTPS, dns.TypeSVCB:
+		if p.Mode != Local && (!p.Services || p.Resolver == nil) {
+			return s.negative(q, dns.RcodeSuccess)
+		}
+	case dns.TypeANY:
+		if p.Mode != Local {
 			return s.positive(q, appendHINFO(q.begin(dns.RcodeSuccess), s.ttl))
 		}
 	}
-	if s.resolver == nil {
-		return s.fail(q, "no resolver")
+	if p.Resolver == nil {
+		// Not that there is nothing, which has consequences: without an MX
+		// mail goes to the address, without a CAA every authority may sign.
+		q.why = whyNobody
+		s.refused.Add(1)
+		s.debug(q, "nobody may be asked")
+		return q.refuse(dns.RcodeRefused)
 	}
 	return nil
 }
@@ -279,6 +343,7 @@ func (s *Server) lease(q *query) []byte {
 	addr, err := s.pool.lease(q.name, q.qtype == dns.TypeAAAA)
 	if err != nil {
 		s.warnExhausted(err)
+		q.why = whyExhausted
 		return s.fail(q, err.Error())
 	}
 	s.leased.Add(1)
@@ -310,7 +375,7 @@ func (s *Server) fail(q *query, why string) []byte {
 // debug tells what became of a question.
 func (s *Server) debug(q *query, answer string) {
 	if s.log.Enabled(context.Background(), slog.LevelDebug) {
-		s.log.Debug("dns", "name", q.name, "type", dns.Type(q.qtype).String(), "answer", answer)
+		s.log.Debug("dns", "name", strings.Clone(q.name), "type", dns.Type(q.qtype).String(), "answer", answer)
 	}
 }
 

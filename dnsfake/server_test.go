@@ -73,6 +73,11 @@ func bySuffix(name string) Mode {
 	return Remote
 }
 
+// policy is one of modes and a resolver.
+func policy(mode func(string) Mode, r Exchanger) func(string) Policy {
+	return func(name string) Policy { return Policy{Mode: mode(name), Resolver: r} }
+}
+
 func newServer(t testing.TB, o Options) *Server {
 	t.Helper()
 	if o.Pool == nil {
@@ -165,7 +170,7 @@ func TestAnswers(t *testing.T) {
 		}
 		return name
 	}
-	s := newServer(t, Options{Pool: pool, Mode: bySuffix, Resolver: zone(t,
+	s := newServer(t, Options{Pool: pool, Policy: policy(bySuffix, zone(t,
 		"leased.test. 300 IN TXT hello",
 		"leased.test. 300 IN A 192.0.2.99",
 		"leased.test. 300 IN HTTPS 1 . alpn=h2",
@@ -184,7 +189,7 @@ func TestAnswers(t *testing.T) {
 		"localhost. 300 IN A 192.0.2.6",
 		"resolver.arpa. 300 IN A 192.0.2.7",
 		"use-application-dns.net. 300 IN A 192.0.2.8",
-	)})
+	))})
 	lease := func(name string, v6 bool) string {
 		kind := "A"
 		if v6 {
@@ -280,18 +285,18 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestWithoutResolver(t *testing.T) {
-	s := newServer(t, Options{Mode: bySuffix})
+	s := newServer(t, Options{Policy: policy(bySuffix, nil)})
 	for _, tt := range []struct {
 		name  string
 		qtype uint16
 		want  string
 	}{
-		{"www.local.test.", dns.TypeA, "SERVFAIL"},
-		{"www.test.", dns.TypeTXT, "SERVFAIL"},
+		{"www.local.test.", dns.TypeA, "REFUSED"},
+		{"www.test.", dns.TypeTXT, "REFUSED"},
 		{"www.test.", dns.TypeHTTPS, "NOERROR"},
 		{"www.both.test.", dns.TypeA, "NOERROR; www.both.test. 1 IN A "},
 	} {
-		answer, done := s.AnswerNow(question(t, tt.name, tt.qtype), "udp")
+		answer, done := s.AnswerNow(question(t, tt.name, tt.qtype))
 		if !done {
 			t.Errorf("%s %s waits for a resolver", tt.name, dns.Type(tt.qtype))
 			continue
@@ -303,10 +308,10 @@ func TestWithoutResolver(t *testing.T) {
 }
 
 func TestAnswerNowLeavesTheResolverToAnswer(t *testing.T) {
-	s := newServer(t, Options{Mode: bySuffix, Resolver: exchangerFunc(func(context.Context, []byte, string) ([]byte, error) {
+	s := newServer(t, Options{Policy: policy(bySuffix, exchangerFunc(func(context.Context, []byte, string) ([]byte, error) {
 		t.Error("AnswerNow asked the resolver")
 		return nil, errors.New("no")
-	})})
+	}))})
 	for _, tt := range []struct {
 		name  string
 		qtype uint16
@@ -319,7 +324,7 @@ func TestAnswerNowLeavesTheResolverToAnswer(t *testing.T) {
 		{"www.both.test.", dns.TypeHTTPS, true},
 		{"localhost.", dns.TypeA, true},
 	} {
-		answer, done := s.AnswerNow(question(t, tt.name, tt.qtype), "udp")
+		answer, done := s.AnswerNow(question(t, tt.name, tt.qtype))
 		if done != tt.done || done != (answer != nil) {
 			t.Errorf("%s %s: done is %v, answer %x", tt.name, dns.Type(tt.qtype), done, answer)
 		}
@@ -490,7 +495,7 @@ func TestModeSeesCanonicalNames(t *testing.T) {
 		`\097\092x\0001.t`: `a\\x\0001.t`,
 	} {
 		var got string
-		s := newServer(t, Options{Mode: func(name string) Mode { got = name; return Remote }})
+		s := newServer(t, Options{Policy: policy(func(name string) Mode { got = strings.Clone(name); return Remote }, nil)})
 		ask(t, s, question(t, dns.Fqdn(name), dns.TypeA))
 		if got != want {
 			t.Errorf("%s: mode was asked of %q, want %q", name, got, want)
@@ -539,7 +544,7 @@ func TestQuestionsAreLoggedAtDebugOnly(t *testing.T) {
 }
 
 func TestStats(t *testing.T) {
-	s := newServer(t, Options{Mode: bySuffix, Resolver: zone(t, "www.local.test. 300 IN A 192.0.2.1")})
+	s := newServer(t, Options{Policy: policy(bySuffix, zone(t, "www.local.test. 300 IN A 192.0.2.1"))})
 	for _, msg := range [][]byte{
 		question(t, "www.test.", dns.TypeA), question(t, "www.test.", dns.TypeAAAA),
 		question(t, "www.test.", dns.TypeHTTPS), question(t, "localhost.", dns.TypeA),
@@ -570,21 +575,98 @@ func TestOwnAnswersFitIn512(t *testing.T) {
 
 func BenchmarkAnswerLeased(b *testing.B) {
 	s := newServer(b, Options{})
-	msg := question(b, "www.example.org.", dns.TypeA, edns(1232, false))
+	msg, buf := question(b, "www.example.org.", dns.TypeA, edns(1232, false)), make([]byte, minUDP)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, done := s.AnswerNow(msg, "udp"); !done {
+		if _, done := s.AnswerInto(buf, msg); !done {
 			b.Fatal("not answered")
 		}
 	}
 }
 
-func TestAnswerLeasedAllocatesTwice(t *testing.T) {
+// TestAnswerIntoDoesNotAllocate: it is what every new connection begins with.
+func TestAnswerIntoDoesNotAllocate(t *testing.T) {
+	resolver := zone(t)
+	s := newServer(t, Options{Policy: func(name string) Policy { return Policy{Resolver: resolver, Services: len(name) > 3} }})
+	buf := make([]byte, minUDP)
+	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
+		msg := question(t, "wWw.example.org.", qtype, edns(1232, false))
+		s.AnswerInto(buf, msg)
+		if n := testing.AllocsPerRun(1000, func() { s.AnswerInto(buf, msg) }); n != 0 {
+			t.Errorf("%s: %v allocations", dns.Type(qtype), n)
+		}
+	}
+}
+
+// TestAnswerIntoKeepsNothing: what a query was read into is used for the next.
+func TestAnswerIntoKeepsNothing(t *testing.T) {
 	s := newServer(t, Options{})
-	msg := question(t, "www.example.org.", dns.TypeA, edns(1232, false))
-	s.AnswerNow(msg, "udp")
-	// The name and the answer.
-	if n := testing.AllocsPerRun(100, func() { s.AnswerNow(msg, "udp") }); n > 2 {
-		t.Errorf("%v allocations", n)
+	buf := make([]byte, minUDP)
+	addrs := make(map[string]netip.Addr)
+	for i := range 50 {
+		name := fmt.Sprintf("host%d.example.org", i)
+		answer, _ := s.AnswerInto(buf, question(t, name+".", dns.TypeA))
+		addrs[name], _ = netip.AddrFromSlice(unpack(t, answer).Answer[0].(*dns.A).A.To4())
+	}
+	for name, addr := range addrs {
+		if got, _ := s.pool.Name(addr); got != name {
+			t.Errorf("%s is %q, want %q", addr, got, name)
+		}
+	}
+	// A buffer that is too small, or none, makes no difference but to the allocator.
+	msg := question(t, "www.example.org.", dns.TypeA)
+	want, _ := s.AnswerNow(msg)
+	for _, buf := range [][]byte{nil, make([]byte, 3), make([]byte, 511), make([]byte, 4096)} {
+		for i := range buf {
+			buf[i] = 0xff
+		}
+		if got, done := s.AnswerInto(buf, msg); !done || !bytes.Equal(got, want) {
+			t.Errorf("in %d octets: %x, want %x", len(buf), got, want)
+		}
+	}
+}
+
+// TestPolicies: what a name's policy makes of questions about it, and that the
+// answer says why.
+func TestPolicies(t *testing.T) {
+	s := newServer(t, Options{Policy: func(name string) Policy {
+		switch name {
+		case "denied.test":
+			return Policy{Denied: true, Resolver: zone(t, "denied.test. 300 IN TXT hello")}
+		case "local4.test":
+			return Policy{Mode: Local, NoIPv6: true, Resolver: zone(t, "local4.test. 300 IN A 192.0.2.1", "local4.test. 300 IN AAAA 2001:db8::1")}
+		case "fake4.test":
+			return Policy{NoIPv6: true}
+		case "denied.local":
+			return Policy{Denied: true, Mode: Local}
+		}
+		return Policy{}
+	}})
+	for _, tt := range []struct {
+		name  string
+		qtype uint16
+		want  string
+		ede   uint16 // none where it is not said
+	}{
+		{"denied.test.", dns.TypeA, "NXDOMAIN" + soa, dns.ExtendedErrorCodeBlocked},
+		{"denied.test.", dns.TypeAAAA, "NXDOMAIN" + soa, dns.ExtendedErrorCodeBlocked},
+		{"denied.test.", dns.TypeTXT, "NXDOMAIN" + soa, dns.ExtendedErrorCodeBlocked},
+		{"denied.local.", dns.TypeHTTPS, "NXDOMAIN" + soa, dns.ExtendedErrorCodeBlocked},
+		{"local4.test.", dns.TypeA, "NOERROR; local4.test. 300 IN A 192.0.2.1", 0},
+		{"local4.test.", dns.TypeAAAA, "NOERROR" + soa, 0},
+		{"fake4.test.", dns.TypeAAAA, "NOERROR; fake4.test. 1 IN AAAA fd74:", 0},
+		{"other.test.", dns.TypeMX, "REFUSED", dns.ExtendedErrorCodeProhibited},
+	} {
+		m := ask(t, s, question(t, tt.name, tt.qtype, edns(1232, false)))
+		if got := text(m); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%s %s: %s, want %s", tt.name, dns.Type(tt.qtype), got, tt.want)
+		}
+		var ede uint16
+		for _, o := range m.IsEdns0().Option {
+			ede = o.(*dns.EDNS0_EDE).InfoCode
+		}
+		if ede != tt.ede {
+			t.Errorf("%s %s: extended error %d, want %d", tt.name, dns.Type(tt.qtype), ede, tt.ede)
+		}
 	}
 }

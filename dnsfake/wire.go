@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"strings"
+	"unsafe"
 
 	"github.com/miekg/dns"
 )
@@ -45,7 +46,8 @@ const (
 // ignore is parse's outcome for what is not to be answered at all.
 const ignore = -1
 
-// query is a question message as read.
+// query is a question message as read. It is reused: whoever keeps the name makes
+// a copy.
 type query struct {
 	id    uint16
 	flags uint16
@@ -66,33 +68,46 @@ type query struct {
 	do      bool
 	size    int // the longest answer that the client takes by UDP
 
-	mode Mode // of the name; asked for once, since a reload may change it
+	policy Policy   // of the name; asked for once, since a reload may change it
+	why    extended // what an answer says besides its response code
+
+	buf  []byte    // where an answer of our own begins; nil for a new one
+	text [256]byte // of name, but for names with many escapes
+}
+
+// forget lets go of what belongs to others.
+func (q *query) forget() {
+	q.question, q.name, q.buf, q.policy = nil, "", nil, Policy{}
 }
 
 // parse reads a message. Its outcome is [ignore], the response code of a refusal,
-// or success. The query is as complete as what could be read.
-func parse(msg []byte) (q query, rcode int) {
+// or success. The query is as complete as what could be read, and valid as long as
+// the message is. Nothing is left of what it was before.
+func (q *query) parse(msg []byte) (rcode int) {
+	q.question, q.qtype, q.qclass, q.name, q.plain = nil, 0, 0, "", false
+	q.edns, q.version, q.do = false, 0, false
+	q.policy, q.why = Policy{}, extended{}
 	if len(msg) < headerSize {
-		return q, ignore
+		return ignore
 	}
 	q.id = binary.BigEndian.Uint16(msg)
 	q.flags = binary.BigEndian.Uint16(msg[2:])
 	q.size = minUDP
 	if q.flags&flagQR != 0 {
-		return q, ignore
+		return ignore
 	}
 	// Refusals have an OPT too if the client sent one, so all is read first;
 	// but messages of other opcodes may have another form.
 	ok := q.read(msg)
 	switch {
 	case q.flags&opcodeBits != dns.OpcodeQuery<<11:
-		return q, dns.RcodeNotImplemented
+		return dns.RcodeNotImplemented
 	case !ok || q.question == nil:
-		return q, dns.RcodeFormatError
+		return dns.RcodeFormatError
 	case q.version > 0:
-		return q, dns.RcodeBadVers
+		return dns.RcodeBadVers
 	}
-	return q, dns.RcodeSuccess
+	return dns.RcodeSuccess
 }
 
 // read reads the sections of a message: the question, if there is one and only
@@ -104,11 +119,10 @@ func (q *query) read(msg []byte) bool {
 		counts[i] = int(binary.BigEndian.Uint16(msg[4+2*i:]))
 	}
 	off := headerSize
-	var text [256]byte
 	var name []byte
 	for range counts[0] {
 		var ok bool
-		if name, off, q.plain, ok = readName(text[:0], msg, off); !ok || len(msg)-off < 4 {
+		if name, off, q.plain, ok = readName(q.text[:0], msg, off); !ok || len(msg)-off < 4 {
 			return false
 		}
 		q.qtype = binary.BigEndian.Uint16(msg[off:])
@@ -136,7 +150,7 @@ func (q *query) read(msg []byte) bool {
 	}
 	if counts[0] == 1 {
 		q.question = question
-		q.name = string(name)
+		q.name = unsafe.String(unsafe.SliceData(name), len(name))
 	}
 	return true
 }
@@ -247,8 +261,13 @@ func sameQuestion(msg, question []byte) bool {
 
 // begin starts an answer: header and question.
 func (q *query) begin(rcode int) []byte {
-	// Room for an SOA (48) or less and OPT (11); a PTR may grow it.
-	b := make([]byte, headerSize, headerSize+len(q.question)+64)
+	b := q.buf[:0]
+	if cap(b) < minUDP {
+		// Room for an SOA (48) or less and OPT (11); a PTR may grow it.
+		b = make([]byte, 0, headerSize+len(q.question)+64)
+	}
+	b = b[:headerSize]
+	clear(b)
 	flags := flagQR | flagRA | q.flags&(opcodeBits|flagRD|flagCD) | uint16(rcode)&rcodeBits
 	binary.BigEndian.PutUint16(b, q.id)
 	binary.BigEndian.PutUint16(b[2:], flags)
@@ -264,6 +283,7 @@ func (q *query) begin(rcode int) []byte {
 func (q *query) end(b []byte, rcode int) []byte {
 	if q.edns {
 		b = appendOPT(b, uint8(rcode>>4), q.do)
+		b = q.why.append(b)
 	}
 	return b
 }
@@ -352,4 +372,32 @@ func appendOPT(b []byte, rcode uint8, do bool) []byte {
 	}
 	b = binary.BigEndian.AppendUint32(b, ttl)
 	return binary.BigEndian.AppendUint16(b, 0)
+}
+
+// extended is why an answer is what it is (RFC 8914 §2): for people, and for
+// whoever looks for the cause.
+type extended struct {
+	code uint16
+	text string
+}
+
+// The reasons of answers that are no resolver's fault. The longest question, an
+// SOA and one of these are some 400 octets.
+var (
+	whyDenied    = extended{dns.ExtendedErrorCodeBlocked, "the rules let nothing through to this name"}
+	whyNobody    = extended{dns.ExtendedErrorCodeProhibited, "nobody may be asked about this name: see dns.remote-resolvers"}
+	whyExhausted = extended{dns.ExtendedErrorCodeOther, "no fake address is left"}
+)
+
+// append appends it to the OPT that b ends with.
+func (e extended) append(b []byte) []byte {
+	if e.code == 0 && e.text == "" {
+		return b
+	}
+	size := 2 + len(e.text)
+	binary.BigEndian.PutUint16(b[len(b)-2:], uint16(4+size))
+	b = binary.BigEndian.AppendUint16(b, dns.EDNS0EDE)
+	b = binary.BigEndian.AppendUint16(b, uint16(size))
+	b = binary.BigEndian.AppendUint16(b, e.code)
+	return append(b, e.text...)
 }

@@ -183,7 +183,10 @@ type Upstreams []*Upstream
 //
 // The lists make exceptions for names, written as in rules: `example.org` for
 // that name, `.example.org` for it and everything below. The longest that fits
-// counts.
+// counts. Names that are in none of them and mean something in this network only
+// are `local` whatever the default: those without a dot, those below `local` (as
+// the ones of a Kubernetes cluster) and `home.arpa`, and the reverse names of
+// private addresses.
 type Names struct {
 	// The mode of names that are in none of the lists.
 	Default Mode `yaml:"default"`
@@ -267,9 +270,34 @@ type DNS struct {
 	TTL time.Duration `yaml:"ttl"`
 	// Who is asked for names with the mode `local`, for names that go
 	// `direct`, for the names of upstreams, and for what is no address of a
-	// name with the mode `remote`: addresses, with port 53 where none is
-	// given, or `system` for what this machine is set up with.
+	// name with the mode `remote` that goes `direct`: addresses, with port 53
+	// where none is given, or `system` for what this machine is set up with.
 	Resolvers []Resolver `yaml:"resolvers"`
+	// Who is asked for what is no address of a name with the mode `remote` that
+	// goes through a server: addresses of DNS servers, with port 53 where none
+	// is given, to which the question goes through that server, by TCP. Where
+	// there is none nobody is asked, and such questions are refused.
+	RemoteResolvers []netip.AddrPort `yaml:"remote-resolvers"`
+	// What is said of the HTTPS and SVCB records of names that have fake
+	// addresses: `fetch`, which is what they are without the addresses in them,
+	// if somebody may be asked for them; or `nodata`, which is that there are
+	// none.
+	HTTPS HTTPS `yaml:"https"`
+	// Whether these records `keep` the keys with which a program hides the name
+	// in its TLS handshake, or the keys are taken out (`strip`).
+	ECH ECH `yaml:"ech"`
+	// What a name gets that every rule rejects whatever the port is: `lease`,
+	// which is a fake address, so that the program hears from its connect that it
+	// may not, and the log has the flow; or `nxdomain`, that there is no such name.
+	Rejected Rejected `yaml:"rejected"`
+	// What a name gets that every rule sends `direct` whatever the port is:
+	// `fake` addresses, or its `real` ones from `dns.resolvers`, as with the mode
+	// `local`: flows to it are then decided by rules about addresses.
+	Direct Answer `yaml:"direct"`
+	// Whether DNS by other ways is rejected, so that programs come back to port
+	// 53: port 853 of every host, and the names and addresses of well-known
+	// services over HTTPS, which [dns.md](dns.md#encrypted-dns) lists.
+	RejectEncrypted bool `yaml:"reject-encrypted"`
 	// Addresses of this machine on which to answer queries too, with port 53
 	// where none is given.
 	Listen []netip.AddrPort `yaml:"listen"`

@@ -166,6 +166,10 @@ var valueWords = map[string]string{
 	"Mark":             "number, or number and mask",
 	"Level":            "word",
 	"Format":           "word",
+	"HTTPS":            "word",
+	"ECH":              "word",
+	"Rejected":         "word",
+	"Answer":           "word",
 
 	"Names []rule.Dest": "name, or a list",
 }

@@ -153,6 +153,9 @@ func (c *Config) NameMode(name string) Mode {
 	if m, ok := c.modes.Lookup(name); ok {
 		return m
 	}
+	if meantHere(name) {
+		return Local
+	}
 	return c.Names.Default
 }
 

@@ -139,6 +139,14 @@ func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
 			d.errorf(valueAt(n, "resolvers"), "name a server outside of dns.range4 and dns.range6", "resolver %s is within the range of fake addresses", r)
 		}
 	}
+	for _, r := range x.RemoteResolvers {
+		switch a := r.Addr(); {
+		case a.IsUnspecified() || a.IsMulticast():
+			d.errorf(valueAt(n, "remote-resolvers"), "write the address of a DNS server, as in 9.9.9.9", "resolver %s is not an address of a machine", r)
+		case x.Range4.Contains(a) || x.Range6.Contains(a):
+			d.errorf(valueAt(n, "remote-resolvers"), "name a server outside of dns.range4 and dns.range6", "resolver %s is within the range of fake addresses", r)
+		}
+	}
 }
 
 func (l *Limits) decodeNode(d *decoder, n *yaml.Node) {

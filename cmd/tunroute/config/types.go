@@ -224,3 +224,71 @@ func (e Endpoint) String() string { return netip.AddrPort(e).String() }
 
 // MarshalText returns what String does.
 func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// HTTPS is what is said of HTTPS and SVCB records.
+type HTTPS uint8
+
+// What can be said.
+const (
+	Fetch HTTPS = iota
+	NoData
+)
+
+var httpses = enum{"fetch", "nodata"}
+
+// String returns "fetch" or "nodata".
+func (h HTTPS) String() string { return httpses.text(int(h)) }
+
+// MarshalText returns what String does.
+func (h HTTPS) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// ECH is what is done with keys for an encrypted ClientHello.
+type ECH uint8
+
+// What can be done.
+const (
+	Keep ECH = iota
+	Strip
+)
+
+var echs = enum{"keep", "strip"}
+
+// String returns "keep" or "strip".
+func (e ECH) String() string { return echs.text(int(e)) }
+
+// MarshalText returns what String does.
+func (e ECH) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// Rejected is what a rejected name gets.
+type Rejected uint8
+
+// What it can get.
+const (
+	Lease Rejected = iota
+	NXDomain
+)
+
+var rejecteds = enum{"lease", "nxdomain"}
+
+// String returns "lease" or "nxdomain".
+func (r Rejected) String() string { return rejecteds.text(int(r)) }
+
+// MarshalText returns what String does.
+func (r Rejected) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Answer is which addresses a name gets.
+type Answer uint8
+
+// The answers.
+const (
+	Fake Answer = iota
+	Real
+)
+
+var answers = enum{"fake", "real"}
+
+// String returns "fake" or "real".
+func (a Answer) String() string { return answers.text(int(a)) }
+
+// MarshalText returns what String does.
+func (a Answer) MarshalText() ([]byte, error) { return []byte(a.String()), nil }

@@ -35,6 +35,10 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Policy]():           func(s string) (any, error) { return parseEnum("policy", policies, s) },
 	reflect.TypeFor[HashBy]():           func(s string) (any, error) { return parseEnum("thing that hash goes by", hashBys, s) },
 	reflect.TypeFor[Probe]():            func(s string) (any, error) { return parseProbe(s) },
+	reflect.TypeFor[HTTPS]():            func(s string) (any, error) { return parseEnum("way with HTTPS records", httpses, s) },
+	reflect.TypeFor[ECH]():              func(s string) (any, error) { return parseEnum("way with keys", echs, s) },
+	reflect.TypeFor[Rejected]():         func(s string) (any, error) { return parseEnum("way with rejected names", rejecteds, s) },
+	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
 	reflect.TypeFor[Resolver]():         func(s string) (any, error) { return parseResolver(s) },
 }
 

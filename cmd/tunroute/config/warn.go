@@ -88,7 +88,14 @@ func (c *Config) unseen(r *Rule) (rule.Dest, bool) {
 				return d, true
 			}
 		case rule.NameAndBelow:
-			if mode, ok := c.modes.LookupBelow(d.Name); (ok && mode == Local || !ok && c.Names.Default == Local) && !c.exceptionBelow(d) {
+			mode, ok := c.modes.LookupBelow(d.Name)
+			if !ok {
+				mode = c.Names.Default
+				if meantHere("any." + d.Name) {
+					mode = Local
+				}
+			}
+			if mode == Local && !c.exceptionBelow(d) {
 				return d, true
 			}
 		}

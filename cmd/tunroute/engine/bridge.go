@@ -99,7 +99,7 @@ func (b *bridge) FlushUDP() { b.engine.router.FlushUDP() }
 // serveDNS answers a query as if dst had. What needs no resolver is answered at
 // once.
 func (b *bridge) serveDNS(src, dst netip.AddrPort, query []byte) {
-	if answer, done := b.engine.dns.AnswerNow(query, "udp"); done {
+	if answer, done := b.engine.dns.AnswerNow(query); done {
 		if answer != nil {
 			_ = b.WriteUDP(answer, dst, src)
 		}

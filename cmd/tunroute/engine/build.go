@@ -39,6 +39,7 @@ type builder struct {
 
 	made   map[string]outbound.Dialer
 	groups map[string]*group.Group // of made, those that have to run
+	names  *names                  // made by snapshot
 	log    *slog.Logger            // of groups; nil discards
 }
 
@@ -115,6 +116,9 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 			o.Hops = c.Hops()
 		}
 		outs = append(outs, o)
+	}
+	if b.names, err = b.newNames(table); err != nil {
+		return nil, err
 	}
 	return router.NewSnapshot(table, outs)
 }

@@ -64,11 +64,11 @@ func isNotFound(err error) bool {
 	return errors.As(err, &dns) && dns.IsNotFound
 }
 
-// TestOtherQuestions: what is no address of a remote name is asked of the
+// TestOtherQuestions: what is no address of a name that goes direct is asked of the
 // resolver, also where the client asked by TCP.
 func TestOtherQuestions(t *testing.T) {
 	dns := enginetest.StartDNS(t, map[string]netip.Addr{"txt.test": enginetest.Loopback})
-	l := enginetest.Start(t, "rules: [{via: reject}]\ndns: {resolvers: ['%s']}\n", dns.Addr)
+	l := enginetest.Start(t, "rules: [{via: direct}]\ndns: {resolvers: ['%s']}\n", dns.Addr)
 	for _, transport := range []string{"udp", "tcp"} {
 		texts, err := l.Resolver(transport, enginetest.AnyServer).LookupTXT(enginetest.Within(t), "txt.test.")
 		if err != nil || !slices.Equal(texts, []string{"from the resolver"}) {

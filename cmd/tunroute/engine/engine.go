@@ -46,6 +46,7 @@ type Engine struct {
 	mu      sync.Mutex // of Reload; guards groups
 	groups  runners
 	current atomic.Pointer[config.Config]
+	names   atomic.Pointer[names] // what is done with names, of current
 }
 
 // New makes an Engine. It starts nothing and opens nothing; [Engine.Run] does.
@@ -78,10 +79,12 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 		return nil, err
 	}
 	e.groups.all = b.groups
+	e.names.Store(b.names)
 	e.dns, err = dnsfake.New(dnsfake.Options{
 		Pool:     e.pool,
-		Mode:     e.nameMode,
-		Resolver: b.exchanger,
+		Policy:   func(name string) dnsfake.Policy { return e.names.Load().policy(name) },
+		SameWay:  func(a, b string) bool { return e.names.Load().sameWay(a, b) },
+		StripECH: cfg.DNS.ECH == config.Strip,
 		TTL:      cfg.DNS.TTL,
 		Logger:   o.Logger,
 	})
@@ -264,20 +267,10 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	}
 	b.inherit(e.groups.all, e.current.Load())
 	e.current.Store(cfg)
+	e.names.Store(b.names)
 	e.router.Swap(s)
 	e.groups.replace(b.groups)
 	return nil
-}
-
-// nameMode is dnsfake's Mode.
-func (e *Engine) nameMode(name string) dnsfake.Mode {
-	switch e.current.Load().NameMode(name) {
-	case config.Local:
-		return dnsfake.Local
-	case config.LocalThenRemote:
-		return dnsfake.LocalThenRemote
-	}
-	return dnsfake.Remote
 }
 
 // Stats are the counters of the rooms.

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"encoding/binary"
 	"io"
 	"net"
 	"net/netip"
@@ -15,14 +16,15 @@ import (
 	"tunroute/router/socks"
 )
 
-// DNS is a resolver of this machine, by UDP. It knows some names, and who was
-// asked for.
+// DNS is a resolver: of this machine by UDP, or wherever a test has a connection
+// for it. It knows some names, and who was asked for.
 type DNS struct {
 	Addr netip.AddrPort
 
-	mu    sync.Mutex
-	asked []string
-	names map[string]record
+	mu       sync.Mutex
+	asked    []string
+	names    map[string]record
+	services map[string]*dnsmessage.HTTPSResource
 }
 
 // record is an A record.
@@ -36,46 +38,90 @@ type record struct {
 // with "silent." get no answer at all.
 func StartDNS(t testing.TB, names map[string]netip.Addr) *DNS {
 	t.Helper()
-	s := &DNS{names: make(map[string]record)}
-	for name, addr := range names {
-		s.Set(name, addr, 60)
-	}
+	s := NewDNS(names)
 	s.Addr = outboundtest.ServeUDP(t, Loopback, func(conn *net.UDPConn, from netip.AddrPort, query []byte) {
-		var m dnsmessage.Message
-		if m.Unpack(query) != nil || len(m.Questions) != 1 {
-			return
-		}
-		q := m.Questions[0]
-		name := strings.TrimSuffix(strings.ToLower(q.Name.String()), ".")
-		s.mu.Lock()
-		s.asked = append(s.asked, name)
-		known, ok := s.names[name]
-		s.mu.Unlock()
-		if strings.HasPrefix(name, "silent.") {
-			return
-		}
-		head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: known.ttl}
-		m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
-		switch {
-		case !ok:
-			m.RCode = dnsmessage.RCodeNameError
-		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.AResource{A: known.addr.As4()}}}
-		case q.Type == dnsmessage.TypeTXT:
-			m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{"from the resolver"}}}}
-		}
-		if len(m.Answers) == 0 {
-			root := dnsmessage.MustNewName(".")
-			m.Authorities = []dnsmessage.Resource{{
-				Header: dnsmessage.ResourceHeader{Name: root, Class: q.Class, TTL: 3600},
-				Body:   &dnsmessage.SOAResource{NS: root, MBox: root, MinTTL: 3600},
-			}}
-		}
-		if answer, err := m.Pack(); err == nil {
+		if answer := s.answer(query); answer != nil {
 			conn.WriteToUDPAddrPort(answer, from)
 		}
 	})
 	return s
+}
+
+// NewDNS is StartDNS without the UDP.
+func NewDNS(names map[string]netip.Addr) *DNS {
+	s := &DNS{names: make(map[string]record), services: make(map[string]*dnsmessage.HTTPSResource)}
+	for name, addr := range names {
+		s.Set(name, addr, 60)
+	}
+	return s
+}
+
+// ServeTCP answers what comes by one connection until its end.
+func (s *DNS) ServeTCP(c net.Conn) {
+	for {
+		var size [2]byte
+		if _, err := io.ReadFull(c, size[:]); err != nil {
+			return
+		}
+		query := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(c, query); err != nil {
+			return
+		}
+		if answer := s.answer(query); answer != nil {
+			c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
+		}
+	}
+}
+
+// answer returns the answer to a message, nil for none.
+func (s *DNS) answer(query []byte) []byte {
+	var m dnsmessage.Message
+	if m.Unpack(query) != nil || len(m.Questions) != 1 {
+		return nil
+	}
+	q := m.Questions[0]
+	name := strings.TrimSuffix(strings.ToLower(q.Name.String()), ".")
+	s.mu.Lock()
+	s.asked = append(s.asked, name)
+	known, ok := s.names[name]
+	services := s.services[name]
+	s.mu.Unlock()
+	if strings.HasPrefix(name, "silent.") {
+		return nil
+	}
+	head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: known.ttl}
+	m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+	switch {
+	case !ok:
+		m.RCode = dnsmessage.RCodeNameError
+	case q.Type == dnsmessage.TypeA:
+		m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.AResource{A: known.addr.As4()}}}
+	case q.Type == dnsmessage.TypeTXT:
+		m.Answers = []dnsmessage.Resource{{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{"from the resolver"}}}}
+	case q.Type == dnsmessage.TypeHTTPS && services != nil:
+		m.Answers = []dnsmessage.Resource{{Header: head, Body: services}}
+	}
+	if len(m.Answers) == 0 {
+		root := dnsmessage.MustNewName(".")
+		m.Authorities = []dnsmessage.Resource{{
+			Header: dnsmessage.ResourceHeader{Name: root, Class: q.Class, TTL: 3600},
+			Body:   &dnsmessage.SOAResource{NS: root, MBox: root, MinTTL: 3600},
+		}}
+	}
+	answer, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return answer
+}
+
+// SetHTTPS gives a name that has an A record an HTTPS record for the name itself.
+func (s *DNS) SetHTTPS(name string, params ...dnsmessage.SVCParam) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.services[name] = &dnsmessage.HTTPSResource{SVCBResource: dnsmessage.SVCBResource{
+		Priority: 1, Target: dnsmessage.MustNewName("."), Params: params,
+	}}
 }
 
 // Set changes the A record of a name, which is good for ttl seconds.

@@ -1,0 +1,186 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"tunroute/cmd/tunroute/config"
+	"tunroute/dnsfake"
+	"tunroute/dnsfake/resolve"
+	"tunroute/router/flow"
+	"tunroute/router/outbound"
+	"tunroute/router/rule"
+)
+
+// names says what is done with names: the config's modes, and what the rules could
+// make of flows to them. It is immutable.
+type names struct {
+	cfg   *config.Config
+	table *rule.Table
+
+	// local asks dns.resolvers, nil where there are none. far ask
+	// dns.remote-resolvers, each through the outbound of the rule with that
+	// index; nil where nothing leads through a server that takes names, or where
+	// nobody is to be asked there.
+	local dnsfake.Exchanger
+	far   []dnsfake.Exchanger
+
+	away   []bool // by index of a rule: its flows leave by a server that resolves names
+	noIPv6 bool   // no rule leads an IPv6 address anywhere
+}
+
+// newNames returns the names of what b has made.
+func (b *builder) newNames(table *rule.Table) (*names, error) {
+	n := &names{cfg: b.cfg, table: table, local: b.exchanger, noIPv6: true}
+	for i, r := range table.Rules() {
+		n.noIPv6 = n.noIPv6 && !b.carriesIPv6(r)
+		ends := b.cfg.Ends(r.Via)
+		away := slices.ContainsFunc(ends, func(u *config.Upstream) bool { return u.Scheme.TakesNames() })
+		n.away = append(n.away, away)
+		var far dnsfake.Exchanger
+		if away && len(b.cfg.DNS.RemoteResolvers) > 0 {
+			f, err := newFar(b.cfg, b.made[r.Via], i)
+			if err != nil {
+				return nil, fmt.Errorf("dns.remote-resolvers: %w", err)
+			}
+			far = f
+		}
+		n.far = append(n.far, far)
+	}
+	return n, nil
+}
+
+// carriesIPv6 tells whether a flow to an IPv6 address may match r and leave.
+func (b *builder) carriesIPv6(r rule.Rule) bool {
+	if len(r.To) > 0 && !slices.ContainsFunc(r.To, func(d rule.Dest) bool {
+		return d.Kind == rule.Addresses && d.Prefix.Addr().Is6()
+	}) {
+		return false
+	}
+	switch r.Via {
+	case config.ViaReject, config.ViaDrop:
+		return false
+	case config.ViaDirect:
+		return true
+	}
+	carries := func(u *config.Upstream) bool {
+		switch u.Scheme {
+		case config.Socks4, config.Socks4a: // four octets for an address
+			return false
+		case config.Direct:
+			return !u.Bind.IsValid() || u.Bind.Is6()
+		}
+		return true
+	}
+	u := b.cfg.Upstream(r.Via)
+	return u.IsGroup() && slices.Contains(u.Group, config.ViaDirect) || slices.ContainsFunc(b.cfg.Ends(r.Via), carries)
+}
+
+// policy is dnsfake's Policy. It does not allocate.
+func (n *names) policy(name string) dnsfake.Policy {
+	p := dnsfake.Policy{
+		Resolver: n.local,
+		NoIPv6:   n.noIPv6,
+		Services: n.cfg.DNS.HTTPS == config.Fetch,
+	}
+	switch n.cfg.NameMode(name) {
+	case config.Local:
+		p.Mode = dnsfake.Local
+		return p
+	case config.LocalThenRemote:
+		p.Mode = dnsfake.LocalThenRemote
+		return p // its flows may have an address, about which other rules decide
+	}
+	rejected, direct, away := true, true, -1
+	for v := range n.table.OfName(host(name)) {
+		rejected = rejected && v.Via == config.ViaReject
+		direct = direct && v.Via == config.ViaDirect
+		if away < 0 && v.Index >= 0 && n.away[v.Index] {
+			away = v.Index
+		}
+	}
+	switch {
+	case rejected:
+		// Nobody is asked about it, since nothing goes to it.
+		p.Denied, p.Resolver = n.cfg.DNS.Rejected == config.NXDomain, nil
+	case direct && n.cfg.DNS.Direct == config.Real:
+		p.Mode = dnsfake.Local
+	case away >= 0:
+		// One way that the name may go tells it to somebody else; that the
+		// resolver here must not hear of it then, whatever other ways do.
+		p.Resolver = n.far[away]
+	}
+	return p
+}
+
+// sameWay is dnsfake's SameWay.
+func (n *names) sameWay(a, b string) bool {
+	return n.table.SameOfName(host(a), host(b))
+}
+
+// host returns the name that rules are about where name is that of a service of it,
+// as _imaps._tcp.example.org is.
+func host(name string) string {
+	for strings.HasPrefix(name, "_") {
+		_, rest, ok := strings.Cut(name, ".")
+		if !ok {
+			break
+		}
+		name = rest
+	}
+	return name
+}
+
+// farTimeout is for one server, reached through a chain: a handshake with each hop
+// besides what the server takes. glibc and musl ask again after five seconds.
+const farTimeout = 5 * time.Second
+
+// far asks dns.remote-resolvers through an outbound.
+type far struct {
+	resolver *resolve.Resolver
+	rule     int
+}
+
+func newFar(cfg *config.Config, way outbound.Dialer, index int) (dnsfake.Exchanger, error) {
+	r, err := resolve.New(resolve.Options{
+		Servers:  cfg.DNS.RemoteResolvers,
+		Timeout:  farTimeout,
+		Attempts: 1,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if network != "tcp" {
+				// A SOCKS server's UDP costs a connection to it as well, and
+				// then a relay; many have none. All DNS servers have TCP
+				// (RFC 7766 §5).
+				return nil, errOnlyTCP
+			}
+			at, err := netip.ParseAddrPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			return way.DialTCP(ctx, flow.AddrTarget(at))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &far{r, index}, nil
+}
+
+var errOnlyTCP = errors.New("remote resolvers are asked by TCP")
+
+// Exchange implements dnsfake.Exchanger.
+func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
+	// Whoever chooses a way or a user by the flow is to choose as for those to
+	// the name.
+	asked := &outbound.Flow{Flow: flow.Flow{Network: flow.TCP}, Rule: f.rule}
+	if t, err := flow.NewTarget(host(dnsfake.QuestionName(query)), dnsPort); err == nil {
+		asked.Target = t
+	}
+	return f.resolver.Exchange(outbound.WithFlow(ctx, asked), query, network)
+}
