@@ -24,7 +24,7 @@ import (
 //	floor 4   cmd/tunroute            bench
 //	floor 3   cmd/tunroute/engine  ─► all of floor 2 (the only meeting place)
 //	floor 2   tun     stack     dnsfake     router        never sideways
-//	floor 1   route   netns     resolve     flow socks httpconnect ident relay
+//	floor 1   route   netns     resolve     flow socks httpconnect ident gssapi relay
 var floors = map[string][]string{
 	"tun":                 {"tun"},
 	"stack":               {"stack"},
@@ -35,8 +35,10 @@ var floors = map[string][]string{
 	"router/relay":        {},
 	"router/httpconnect":  {},
 	"router/ident":        {},
+	"router/gssapi":       {"router/relay"},
+	"router/gssapi/krb5":  {"router/gssapi"},
 	"router/rule":         {"router/flow"},
-	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/relay", "router/outbound", "router/interop/servers"},
+	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/gssapi", "router/relay", "router/outbound", "router/interop/servers"},
 	"router/udpnat":       {"router/flow", "router/outbound"},
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe"},
@@ -61,10 +63,11 @@ var outside = map[string][]string{
 	"github.com/lmittmann/tint":  {"cmd/tunroute/ui"},
 	"github.com/gaissmai/bart":   {"router/rule"},
 	"github.com/prometheus/":     {"cmd/tunroute/admin"},
+	"github.com/jcmturner/":      {"router/gssapi/krb5"},
 }
 
 // leaves import the standard library only, beside what floors has of ours.
-var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident"}
+var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident", "router/gssapi"}
 
 const module = "tunroute"
 
