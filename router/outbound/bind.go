@@ -12,7 +12,10 @@ import (
 type Binder interface {
 	// Bind has an address opened at which from, and nobody else, may connect
 	// once. From is the target of the flow that this belongs to, as BIND
-	// wants it (RFC 1928 §6); a port of 0 is any.
+	// wants it (RFC 1928 §4). Only its host counts, and its address where it has
+	// a name as well: a server's own connections come from another port than the
+	// one that it listens at. The zero Target is anybody, where the far end
+	// does that.
 	//
 	// It blocks until the address is known, until ctx ends or until one of
 	// the outbound's own time-outs does. An error that Is [ErrNoBind] says
@@ -27,8 +30,10 @@ type Bound interface {
 	Addr() netip.AddrPort
 
 	// Accept blocks until the connection has come, and returns it and who
-	// it is from. It ends with ctx and with Close, and is called once.
-	// Whoever has the Conn closes it; the Bound is over.
+	// it is from: an unspecified address where the far end did not say. It
+	// ends with ctx and with Close, has no time-out of its own, and is called
+	// once. A connection that came before is not lost. Whoever has the Conn
+	// closes it; the Bound is over.
 	Accept(ctx context.Context) (Conn, netip.AddrPort, error)
 
 	// Close gives the address up, unless Accept has returned its

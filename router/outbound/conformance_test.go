@@ -139,6 +139,7 @@ func TestSocks(t *testing.T) {
 	socks4 := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true}
 	socks5 := outboundtest.Options{MaxUDP: 65507 - header}
 	noUDP := outboundtest.Options{NoUDP: true}
+	http := outboundtest.Options{NoUDP: true, NoBind: true}
 	tests := []struct {
 		name    string
 		links   []link
@@ -162,11 +163,11 @@ func TestSocks(t *testing.T) {
 		{"socks5 over TLS", []link{{"socks5+tls", ""}}, noUDP},
 		{"socks5h over TLS", []link{{"socks5h+tls", "ann"}}, noUDP},
 		{"TLS within TLS behind a server", []link{{"socks5", "ann"}, {"socks5+tls", ""}, {"socks5h+tls", "bob"}}, noUDP},
-		{"http", []link{{"http", ""}}, noUDP},
-		{"http user", []link{{"http", "ann"}}, noUDP},
-		{"http over TLS", []link{{"http+tls", "ann"}}, noUDP},
+		{"http", []link{{"http", ""}}, http},
+		{"http user", []link{{"http", "ann"}}, http},
+		{"http over TLS", []link{{"http+tls", "ann"}}, http},
 		{"chain of 3 kinds", []link{{"socks5", "ann"}, {"http", "bob"}, {"socks5h+tls", "cleo"}}, noUDP},
-		{"chain of 3 other kinds", []link{{"http+tls", "ann"}, {"socks4a", "bob"}, {"http", ""}}, noUDP},
+		{"chain of 3 other kinds", []link{{"http+tls", "ann"}, {"socks4a", "bob"}, {"http", ""}}, http},
 		{"chain of 2 over a unix socket", []link{{"socks5h+unix", "ann"}, {"socks5h", ""}}, noUDP},
 	}
 	for _, tt := range tests {

@@ -125,6 +125,9 @@ func (d *Direct) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
 		}
 		return nil, err
 	}
+	if to, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		FlowOf(ctx).Reached(t, to.AddrPort().Addr())
+	}
 	return conn, nil
 }
 
@@ -312,16 +315,16 @@ func (c *directUDP) Prepare(ctx context.Context, t flow.Target) (flow.Target, er
 	t.Addr = addrs[0]
 	if len(addrs) > 1 {
 		// A datagram that has no way out is lost, so find one that has.
-		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return c.d.routed(ctx, a) }); i >= 0 {
+		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { _, err := c.d.routed(ctx, a); return err == nil }); i >= 0 {
 			t.Addr = addrs[i]
 		}
 	}
 	return t, nil
 }
 
-// routed says whether the kernel has a way to a, as our sockets go. Connecting
-// a UDP socket asks it that and sends nothing.
-func (d *Direct) routed(ctx context.Context, a netip.Addr) bool {
+// routed returns the address from which our sockets go to a, or why they have no way
+// there. Connecting a UDP socket asks the kernel that and sends nothing.
+func (d *Direct) routed(ctx context.Context, a netip.Addr) (netip.Addr, error) {
 	probe := net.Dialer{Control: d.control}
 	if d.opts.Bind.IsValid() {
 		probe.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.opts.Bind, 0))
@@ -329,10 +332,10 @@ func (d *Direct) routed(ctx context.Context, a netip.Addr) bool {
 	const discard = 9 // the port does not matter to the route, but 0 is refused by some systems
 	conn, err := probe.DialContext(ctx, "udp", netip.AddrPortFrom(a, discard).String())
 	if err != nil {
-		return false
+		return netip.Addr{}, err
 	}
-	conn.Close()
-	return true
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
 // WriteTo runs at packet tempo.

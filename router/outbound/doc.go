@@ -47,6 +47,11 @@
 // conversation that waits owns one goroutine for each hop, which watches its
 // connection, and on Linux no buffer ([BatchReader]).
 //
+// The far end can be connected to ([Binder]): Direct listens at the address that it shows
+// to the peer, a SOCKS server is asked for BIND, which is a connection with two
+// replies: where to connect, and who has connected. In a chain the last server does
+// it; an HTTP proxy cannot.
+//
 // On Linux datagrams go out and come in many at a time: those that were queued
 // ([Queuer]) by one sendmmsg, and those of them that go to one address, as all of
 // an association do, as one that the kernel cuts (UDP_SEGMENT); those that are

@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 
 	"tunroute/router/flow"
@@ -23,6 +24,7 @@ type Flow struct {
 
 	mu      sync.Mutex // guards what follows
 	choices []choice
+	reached netip.Addr
 }
 
 type choice struct{ group, member string }
@@ -74,6 +76,30 @@ func (f *Flow) chosenLocked(group string) string {
 		}
 	}
 	return ""
+}
+
+// Reached notes at which address of t a connection was opened, where it was an
+// outbound here that chose it. It counts only if t is the flow's own target and not
+// that of a hop on the way. f may be nil.
+func (f *Flow) Reached(t flow.Target, a netip.Addr) {
+	if f == nil || t != f.Target || !a.IsValid() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reached = a.Unmap()
+}
+
+// From returns the target as it is to be given to [Binder]: with the address at which
+// it was reached, where that is known.
+func (f *Flow) From() flow.Target {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.Target
+	if f.reached.IsValid() {
+		t.Addr = f.reached
+	}
+	return t
 }
 
 // Way returns hops with the members that groups among them have chosen:

@@ -171,6 +171,7 @@ func (s *Socks) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
 	for _, a := range addrs[:min(len(addrs), maxTries)] {
 		conn, err := s.ask(ctx, a)
 		if err == nil {
+			FlowOf(ctx).Reached(t, a.IP)
 			return conn, nil
 		}
 		told = moreTelling(told, err)
@@ -229,7 +230,7 @@ func (s *Socks) addresses(ctx context.Context, t flow.Target) ([]socks.Addr, err
 func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 	// First the request: what a server cannot be asked for costs no
 	// connection.
-	request, err := s.encode(ctx, a)
+	request, err := s.encode(ctx, socks.Connect, a)
 	if err != nil {
 		return nil, s.hopError(opRequest, err)
 	}
@@ -246,8 +247,8 @@ func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 	return conn, nil
 }
 
-// encode writes the request for a connection to a.
-func (s *Socks) encode(ctx context.Context, a socks.Addr) ([]byte, error) {
+// encode writes the request for a connection to a, or from it.
+func (s *Socks) encode(ctx context.Context, cmd socks.Command, a socks.Addr) ([]byte, error) {
 	if s.opts.Version == socks.Version5 {
 		if s.opts.Users != nil {
 			// A name may make a user longer than it can be. That is the
@@ -256,9 +257,9 @@ func (s *Socks) encode(ctx context.Context, a socks.Addr) ([]byte, error) {
 				return nil, err
 			}
 		}
-		return socks.AppendRequest(nil, socks.Connect, a)
+		return socks.AppendRequest(nil, cmd, a)
 	}
-	b, err := socks.AppendRequest4(nil, socks.Connect, a, userOf(ctx, s.opts.Users, s.opts.User))
+	b, err := socks.AppendRequest4(nil, cmd, a, userOf(ctx, s.opts.Users, s.opts.User))
 	if err == socks.ErrNoIPv6 {
 		err = fmt.Errorf("%w: %w", err, syscall.ENETUNREACH)
 	}
@@ -342,6 +343,11 @@ func (s *Socks) requestOver(conn Conn, request []byte) (socks.Addr, error) {
 			return socks.Addr{}, err
 		}
 	}
+	return s.readReply(conn)
+}
+
+// readReply reads a reply of the server's version.
+func (s *Socks) readReply(conn Conn) (socks.Addr, error) {
 	if s.opts.Version == socks.Version5 {
 		return socks.ReadReply(conn)
 	}

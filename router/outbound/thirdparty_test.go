@@ -20,20 +20,21 @@ import (
 
 // The suite through servers that this project did not write. What they do not
 // do, they were seen not to do: microsocks loses the answer after our FIN, ssh -D
-// hangs up where others reply, Dante has one SOCKS4 reply for all failures.
+// hangs up where others reply, Dante has one SOCKS4 reply for all failures and gives a
+// BIND up when somebody else connects.
 func TestThirdPartyServers(t *testing.T) {
 	const header = 10
 	six := netip.IPv6Loopback()
 	dante := servers.Options{External: []netip.Addr{loopback, six}, Config: "udp.connectdst: no"}
 	dante6 := dante
 	dante6.Listen = six
-	udp := outboundtest.Options{MaxUDP: 65507 - header}
-	udp2 := outboundtest.Options{MaxUDP: 65507 - 2*header}
+	udp := outboundtest.Options{MaxUDP: 65507 - header, BindEnds: true}
+	udp2 := outboundtest.Options{MaxUDP: 65507 - 2*header, BindEnds: true}
 	// By default danted's relay hears nobody but whom it has sent to last.
 	danteDefault := servers.Options{External: dante.External}
-	udpDefault := outboundtest.Options{MaxUDP: 65507 - header, NoStrangers: true}
-	micro := outboundtest.Options{NoHalfClose: true, NoUDP: true}
-	ssh := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoUDP: true}
+	udpDefault := outboundtest.Options{MaxUDP: 65507 - header, NoStrangers: true, BindEnds: true}
+	micro := outboundtest.Options{NoHalfClose: true, NoUDP: true, NoBind: true}
+	ssh := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoUDP: true, NoBind: true}
 	ssh4 := ssh
 	ssh4.NoIPv6 = true
 
@@ -51,7 +52,7 @@ func TestThirdPartyServers(t *testing.T) {
 		{"dante socks5", []hop{{link{"socks5", ""}, servers.Dante, dante}}, udp},
 		{"dante socks5h", []hop{{link{"socks5h", ""}, servers.Dante, dante}}, udp},
 		{"dante socks5h on IPv6", []hop{{link{"socks5h", ""}, servers.Dante, dante6}}, udp},
-		{"dante socks4", []hop{{link{"socks4", "ann"}, servers.Dante, dante}}, outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true}},
+		{"dante socks4", []hop{{link{"socks4", "ann"}, servers.Dante, dante}}, outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true, BindEnds: true}},
 		{"microsocks socks5", []hop{{link{"socks5", ""}, servers.Microsocks, servers.Options{}}}, micro},
 		{"microsocks socks5h user", []hop{{link{"socks5h", "ann"}, servers.Microsocks, servers.Options{User: "ann", Password: password("ann")}}}, micro},
 		{"ssh -D socks4", []hop{{link{"socks4", ""}, servers.OpenSSH, servers.Options{}}}, ssh4},
@@ -65,7 +66,7 @@ func TestThirdPartyServers(t *testing.T) {
 			{link{"socks4a", ""}, servers.OpenSSH, servers.Options{}},
 			{link{"socks5", "bob"}, servers.Microsocks, servers.Options{User: "bob", Password: password("bob")}},
 			{link{"socks5h", ""}, servers.Dante, dante},
-		}, outboundtest.Options{NoHalfClose: true, NoUDP: true}},
+		}, outboundtest.Options{NoHalfClose: true, NoUDP: true, BindEnds: true}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,8 +89,8 @@ func TestThirdPartyServers(t *testing.T) {
 // so. Beside them ss-local and tor do.
 func TestThirdPartyPipeline(t *testing.T) {
 	for kind, options := range map[servers.Kind]outboundtest.Options{
-		servers.Dante:   {MaxUDP: 65507 - 10, NoStrangers: true},
-		servers.OpenSSH: {Refused: syscall.EHOSTUNREACH, NoUDP: true},
+		servers.Dante:   {MaxUDP: 65507 - 10, NoStrangers: true, BindEnds: true},
+		servers.OpenSSH: {Refused: syscall.EHOSTUNREACH, NoUDP: true, NoBind: true},
 	} {
 		t.Run(string(kind), func(t *testing.T) {
 			o := servers.Options{}
@@ -107,8 +108,8 @@ func TestThirdPartyPipeline(t *testing.T) {
 // The suite through HTTP proxies. squid says why a connect failed, tinyproxy does
 // not; of both the answer after our FIN is lost.
 func TestThirdPartyHTTP(t *testing.T) {
-	squid := outboundtest.Options{NoHalfClose: true, NoUDP: true}
-	tiny := outboundtest.Options{NoHalfClose: true, NoUDP: true, Refused: syscall.EHOSTUNREACH}
+	squid := outboundtest.Options{NoHalfClose: true, NoUDP: true, NoBind: true}
+	tiny := outboundtest.Options{NoHalfClose: true, NoUDP: true, NoBind: true, Refused: syscall.EHOSTUNREACH}
 	for _, tt := range []struct {
 		name    string
 		kind    servers.Kind
@@ -169,14 +170,14 @@ func TestThirdPartyTLS(t *testing.T) {
 	squid := flow.AddrTarget(servers.Start(t, servers.Squid, servers.Options{}))
 
 	t.Run("stunnel and ssh -D", func(t *testing.T) {
-		outboundtest.Run(t, outboundtest.Options{NoUDP: true, Refused: syscall.EHOSTUNREACH}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+		outboundtest.Run(t, outboundtest.Options{NoUDP: true, NoBind: true, Refused: syscall.EHOSTUNREACH}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
 			o := link{scheme: "socks5h"}.options("a", secure, newDirect(t, nil), nil)
 			o.TLS = &tls.Config{RootCAs: trust}
 			return newSocks(t, o)
 		})
 	})
 	t.Run("tinyproxy, stunnel and ssh -D, squid", func(t *testing.T) {
-		outboundtest.Run(t, outboundtest.Options{NoHalfClose: true, NoUDP: true}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
+		outboundtest.Run(t, outboundtest.Options{NoHalfClose: true, NoUDP: true, NoBind: true}, func(t testing.TB, env outboundtest.Env) outbound.Dialer {
 			a := newHTTP(t, outbound.HTTPOptions{Name: "a", Server: tiny, Via: newDirect(t, nil)})
 			o := link{scheme: "socks5h"}.options("b", secure, a, nil)
 			o.TLS = &tls.Config{RootCAs: trust}

@@ -100,6 +100,7 @@ type member struct {
 	name    string
 	dialer  outbound.Dialer
 	packets outbound.PacketDialer // nil: no UDP
+	binder  outbound.Binder       // nil: nobody can connect to its far end
 	prober  outbound.Prober       // nil: only a target can tell
 }
 
@@ -148,6 +149,7 @@ func New(o Options) (*Group, error) {
 		g.weights = append(g.weights, uint64(max(m.Weight, 1)))
 		own := &member{name: m.Name, dialer: m.Dialer}
 		own.packets, _ = m.Dialer.(outbound.PacketDialer)
+		own.binder, _ = m.Dialer.(outbound.Binder)
 		own.prober, _ = m.Dialer.(outbound.Prober)
 		g.members = append(g.members, own)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"io"
 	"net/http"
-	"net/netip"
 	"strconv"
 
 	"tunroute/router/flow"
@@ -40,7 +39,7 @@ func (s *Server) serveHTTP(conn halves) {
 	}
 	req := socks.Request{Command: socks.Connect, Addr: socks.Addr{Name: target.Name, IP: target.Addr, Port: target.Port}}
 	s.record(req)
-	s.connect(conn, r, req, func(code socks.ReplyError, _ netip.AddrPort) []byte {
+	s.connect(conn, r, req, func(code socks.ReplyError, _ socks.Addr) []byte {
 		switch code {
 		case socks.ReplySucceeded:
 			return []byte("HTTP/1.1 200 Connection established\r\n\r\n")

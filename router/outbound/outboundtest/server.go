@@ -36,16 +36,17 @@ type ServerOptions struct {
 	// Resolver resolves names. If it is nil, there are none: host
 	// unreachable.
 	Resolver outbound.Resolver
-	// NoUDP says that UDP ASSOCIATE is a command not supported.
-	NoUDP bool
+	// NoUDP says that UDP ASSOCIATE is a command not supported, NoBind that
+	// BIND is one.
+	NoUDP, NoBind bool
 	// Bound, if not nil, returns the BND that the server gives for a relay
-	// at the address.
-	Bound func(relay netip.AddrPort) socks.Addr
+	// or a BIND at the address.
+	Bound func(at netip.AddrPort) socks.Addr
 }
 
-// Server is a SOCKS4, 4a and 5 server, or an HTTP proxy: CONNECT, and UDP ASSOCIATE with a relay
-// for each association, which takes datagrams from whoever sent the first. It
-// keeps half-closed connections and ends a connect when its client goes away.
+// Server is a SOCKS4, 4a and 5 server, or an HTTP proxy: CONNECT, BIND, which lets in
+// the address that it was asked for, and UDP ASSOCIATE with a relay for each
+// association, which takes datagrams from whoever sent the first. It keeps half-closed connections and ends a connect when its client goes away.
 type Server struct {
 	opts ServerOptions
 	addr netip.AddrPort
@@ -127,12 +128,18 @@ func (s *Server) serve(conn halves) {
 			conn.Write(socks.AppendReply4(nil, socks.Reply4UserMismatch, netip.AddrPort{}))
 			return
 		}
-		s.connect(conn, r, req, func(code socks.ReplyError, bound netip.AddrPort) []byte {
+		reply := func(code socks.ReplyError, bound socks.Addr) []byte {
+			at := netip.AddrPortFrom(bound.IP, bound.Port)
 			if code != socks.ReplySucceeded {
-				return socks.AppendReply4(nil, socks.Reply4Rejected, bound)
+				return socks.AppendReply4(nil, socks.Reply4Rejected, at)
 			}
-			return socks.AppendReply4(nil, socks.Reply4Granted, bound)
-		})
+			return socks.AppendReply4(nil, socks.Reply4Granted, at)
+		}
+		if req.Command == socks.Bind && !s.opts.NoBind {
+			s.bind(conn, r, req, reply)
+			return
+		}
+		s.connect(conn, r, req, reply)
 	case socks.Version5:
 		if !s.authenticate(conn, r) {
 			return
@@ -146,18 +153,35 @@ func (s *Server) serve(conn halves) {
 			return
 		}
 		s.record(req)
-		reply := func(code socks.ReplyError, bound netip.AddrPort) []byte {
-			return socks.AppendReply(nil, code, bound)
-		}
 		switch {
 		case req.Command == socks.Connect:
 			s.connect(conn, r, req, reply)
+		case req.Command == socks.Bind && !s.opts.NoBind:
+			s.bind(conn, r, req, reply)
 		case req.Command == socks.UDPAssociate && !s.opts.NoUDP:
 			s.associate(conn)
 		default:
-			conn.Write(reply(socks.ReplyCommand, netip.AddrPort{}))
+			conn.Write(reply(socks.ReplyCommand, socks.Addr{}))
 		}
 	}
+}
+
+// replier writes a reply of one of the versions.
+type replier func(socks.ReplyError, socks.Addr) []byte
+
+// reply is the replier of SOCKS5. A bound address may be a name, which AppendReply
+// cannot write; after the third byte a request is the same.
+func reply(code socks.ReplyError, bound socks.Addr) []byte {
+	if bound.Name == "" {
+		return socks.AppendReply(nil, code, netip.AddrPortFrom(bound.IP, bound.Port))
+	}
+	b, _ := socks.AppendRequest(nil, socks.Command(code), bound)
+	return b
+}
+
+func addrOf(a net.Addr) socks.Addr {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return socks.Addr{IP: ap.Addr().Unmap(), Port: ap.Port()}
 }
 
 func (s *Server) record(req socks.Request) {
@@ -213,11 +237,9 @@ func (s *Server) lookup(ctx context.Context, a socks.Addr) ([]netip.AddrPort, er
 }
 
 // connect serves CONNECT. The client's bytes may wait in r.
-func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request,
-	reply func(socks.ReplyError, netip.AddrPort) []byte) {
-
+func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request, reply replier) {
 	if req.Command != socks.Connect {
-		client.Write(reply(socks.ReplyCommand, netip.AddrPort{}))
+		client.Write(reply(socks.ReplyCommand, socks.Addr{}))
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -247,7 +269,7 @@ func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request,
 			// Else it grows with what is read, up to 32 MiB on some machines, and
 			// three servers hold more than what a slow reader is sent.
 			conn.(*net.TCPConn).SetReadBuffer(1 << 20)
-			client.Write(reply(socks.ReplySucceeded, conn.LocalAddr().(*net.TCPAddr).AddrPort()))
+			client.Write(reply(socks.ReplySucceeded, addrOf(conn.LocalAddr())))
 			target <- conn.(*net.TCPConn)
 			io.Copy(client, conn)
 			client.CloseWrite()
@@ -263,8 +285,69 @@ func (s *Server) connect(client halves, r *bufio.Reader, req socks.Request,
 	default:
 		code = socks.ReplyHostUnreachable
 	}
-	client.Write(reply(code, netip.AddrPort{}))
+	client.Write(reply(code, socks.Addr{}))
 	client.SetReadDeadline(time.Now()) // ends the Peek, which waits for a client that waits for us
+}
+
+// bind serves BIND. The client's bytes may wait in r.
+func (s *Server) bind(client halves, r *bufio.Reader, req socks.Request, reply replier) {
+	ip := s.addr.Addr()
+	if !ip.IsValid() { // a unix socket
+		ip = loopback4
+	}
+	allowed, err := s.lookup(context.Background(), req.Addr)
+	if len(allowed) > 0 && allowed[0].Addr().Is6() != ip.Is6() && !allowed[0].Addr().IsUnspecified() {
+		ip = allowed[0].Addr() // of this machine, in a test
+	}
+	var l net.Listener
+	if err == nil {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
+	}
+	if err != nil {
+		client.Write(reply(socks.ReplyHostUnreachable, socks.Addr{}))
+		return
+	}
+	defer l.Close()
+	bound := addrOf(l.Addr())
+	if s.opts.Bound != nil {
+		bound = s.opts.Bound(netip.AddrPortFrom(bound.IP, bound.Port))
+	}
+	client.Write(reply(socks.ReplySucceeded, bound))
+
+	peer := make(chan net.Conn, 1)
+	var up sync.WaitGroup
+	defer up.Wait()
+	up.Go(func() {
+		if _, err := r.Peek(1); err != nil {
+			l.Close() // gone before anybody came, or half-closed after
+		}
+		if c, ok := <-peer; ok {
+			if _, err := io.Copy(c, r); err != nil {
+				c.Close()
+			}
+			c.(*net.TCPConn).CloseWrite()
+		}
+	})
+	defer close(peer)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		from := addrOf(conn.RemoteAddr())
+		if !slices.ContainsFunc(allowed, func(a netip.AddrPort) bool { return a.Addr() == from.IP || a.Addr().IsUnspecified() }) {
+			conn.Close()
+			continue
+		}
+		defer conn.Close()
+		l.Close()
+		client.Write(reply(socks.ReplySucceeded, from))
+		peer <- conn
+		io.Copy(client, conn)
+		client.CloseWrite()
+		up.Wait()
+		return
+	}
 }
 
 // associate serves UDP ASSOCIATE until the client ends the connection.
@@ -290,13 +373,7 @@ func (s *Server) associate(control net.Conn) {
 	if s.opts.Bound != nil {
 		bound = s.opts.Bound(relay)
 	}
-	// A reply may have a name, which AppendReply cannot write; after the
-	// third byte a request is the same.
-	b, err := socks.AppendRequest(nil, 0, bound)
-	if err != nil {
-		return
-	}
-	control.Write(b)
+	control.Write(reply(socks.ReplySucceeded, bound))
 
 	client := make(chan netip.AddrPort, 1) // who sent the first datagram
 	var relays sync.WaitGroup

@@ -41,6 +41,10 @@ type Options struct {
 	// NoStrangers: datagrams of a remote that was not sent any do not come
 	// through.
 	NoStrangers bool
+	// NoBind: it is no Binder, or its Bind is an ErrNoBind.
+	NoBind bool
+	// BindEnds: whoever connects that is not the peer ends a BIND.
+	BindEnds bool
 	// MaxUDP is the longest payload that comes through; 0 is 65507, what an
 	// IPv4 datagram holds.
 	MaxUDP int
@@ -73,6 +77,7 @@ func Run(t *testing.T, o Options, dialer func(t testing.TB, env Env) outbound.Di
 	t.Run("large transfer", s.largeTransfer)
 	t.Run("concurrent use", s.concurrentUse)
 	t.Run("UDP", s.udp)
+	t.Run("BIND", s.bind)
 }
 
 type suite struct {
