@@ -146,7 +146,7 @@ func (g *registry) stats() (open int, evicted, refused uint64) {
 	return len(g.flows), g.evicted, g.refused
 }
 
-// OpenFlow is a TCP flow that is open now.
+// OpenFlow is a flow that is open now.
 type OpenFlow struct {
 	Flow     flow.Flow
 	Verdict  rule.Verdict
@@ -155,11 +155,17 @@ type OpenFlow struct {
 	Up, Down int64 // payload bytes so far
 }
 
-// Flows returns the TCP flows that are open, in no order.
+// Flows returns the flows that are open, in no order.
 func (r *Router) Flows() []OpenFlow {
+	open := r.udp.Open()
+	list := make([]OpenFlow, 0, len(open))
+	for _, u := range open {
+		// What decided does not change while the flow is open.
+		rec := u.Decision.Tag.(*Record)
+		list = append(list, OpenFlow{Flow: rec.Flow, Verdict: rec.Verdict, Outbound: rec.Outbound, Start: u.Start, Up: u.Up, Down: u.Down})
+	}
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
-	list := make([]OpenFlow, 0, len(r.flows.flows))
 	for f := range r.flows.flows {
 		list = append(list, OpenFlow{
 			Flow: f.rec.Flow, Verdict: f.rec.Verdict, Outbound: f.rec.Outbound, Start: f.rec.Start,

@@ -85,7 +85,7 @@ func (d *daemon) Flows() []admin.Flow {
 	flows := make([]admin.Flow, len(open))
 	for i, f := range open {
 		flows[i] = admin.Flow{
-			Source: f.Flow.Source, Target: f.Flow.Target.String(), Inbound: f.Flow.Inbound,
+			Network: f.Flow.Network.String(), Source: f.Flow.Source, Target: f.Flow.Target.String(), Inbound: f.Flow.Inbound,
 			Rule: f.Verdict.Index + 1, Line: f.Verdict.Line, Out: f.Outbound,
 			Start: f.Start, Up: f.Up, Down: f.Down,
 		}

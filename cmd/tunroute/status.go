@@ -121,7 +121,7 @@ func newFlows() *cobra.Command {
 	var a asker
 	c := &cobra.Command{
 		Use:   "flows [-c FILE]",
-		Short: "List the TCP flows that a running daemon has open, the busiest first",
+		Short: "List the flows that a running daemon has open, the busiest first",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
@@ -141,13 +141,13 @@ func newFlows() *cobra.Command {
 }
 
 func writeFlows(w io.Writer, flows []admin.Flow) {
-	fmt.Fprintln(w, "SOURCE\tTARGET\tRULE\tOUT\tUP\tDOWN\tAGE")
+	fmt.Fprintln(w, "NET\tSOURCE\tTARGET\tRULE\tOUT\tUP\tDOWN\tAGE")
 	for _, f := range flows {
 		rule := "default"
 		if f.Rule > 0 {
 			rule = fmt.Sprint(f.Rule)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Source, f.Target, rule, f.Out,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Network, f.Source, f.Target, rule, f.Out,
 			bytesText(f.Up), bytesText(f.Down), time.Since(f.Start).Round(time.Second))
 	}
 }

@@ -406,9 +406,13 @@ func (p *path) finish(err error) {
 	if p.decision.Release != nil {
 		p.decision.Release()
 	}
-	p.session.table.opts.Done(Record{
+	p.session.table.opts.Done(p.record(err))
+}
+
+func (p *path) record(err error) Record {
+	return Record{
 		Source: p.src, Destination: p.dst, Decision: p.decision,
 		Up: p.up.Load(), Down: p.down.Load(), Sent: p.sent.Load(), Received: p.received.Load(),
 		Start: p.start, Err: err,
-	})
+	}
 }

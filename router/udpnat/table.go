@@ -459,3 +459,15 @@ func (t *Table) Stats() Stats {
 	defer t.mu.RUnlock()
 	return Stats{Sessions: len(t.sessions), Paths: len(t.paths), Evicted: t.evicted}
 }
+
+// Open returns a Record of each path that is open, as far as it has come, in no
+// order. The Decision is the table's own: its Release may not be called.
+func (t *Table) Open() []Record {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	open := make([]Record, 0, len(t.paths))
+	for _, p := range t.paths {
+		open = append(open, p.record(nil))
+	}
+	return open
+}

@@ -229,6 +229,13 @@ func TestOneSessionPerSourceServesAllTargets(t *testing.T) {
 		synctest.Wait()
 		want(t, "written", rec.wrote,
 			"192.0.2.2:7 > 10.0.0.2:1000 r", "192.0.2.1:7 > 10.0.0.2:1000 r", "192.0.2.99:99 > 10.0.0.2:1000 r")
+		var open []string
+		for _, o := range tab.Open() {
+			open = append(open, fmt.Sprintf("%v > %v %d %d", o.Source, o.Destination, o.Up, o.Down))
+		}
+		slices.Sort(open)
+		want(t, "open", open, fmt.Sprintf("%v > %v 2 1", clientA, remote1), fmt.Sprintf("%v > %v 2 1", clientA, remote2),
+			fmt.Sprintf("%v > %v 2 0", clientB, remote1))
 	})
 }
 

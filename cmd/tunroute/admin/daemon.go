@@ -11,7 +11,7 @@ import (
 type Daemon interface {
 	// Status is a copy of what is open and what has been counted.
 	Status() Status
-	// Flows are the TCP flows that are open, in no order.
+	// Flows are the flows that are open, in no order.
 	Flows() []Flow
 	// Reload reads the config again; after an error nothing has changed.
 	Reload() error
@@ -60,8 +60,10 @@ type Member struct {
 	Took    time.Duration `json:"probe_ns,omitempty"`
 }
 
-// Flow is a TCP flow that is open.
+// Flow is a flow that is open. A UDP flow is what one socket of a client says to one
+// target.
 type Flow struct {
+	Network string         `json:"net"`
 	Source  netip.AddrPort `json:"src"`
 	Target  string         `json:"dst"`
 	User    string         `json:"user,omitempty"`

@@ -7,7 +7,7 @@
 // The protocol is HTTP with JSON, so that curl --unix-socket speaks it too:
 //
 //	GET    /v1/status               what is open and what came of the rest
-//	GET    /v1/flows                the TCP flows that are open
+//	GET    /v1/flows                the flows that are open
 //	POST   /v1/reload               read the config again
 //	GET    /metrics                 the counters, in the text format of Prometheus
 //
