@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,10 +21,14 @@ import (
 
 var _ admin.Daemon = (*daemon)(nil)
 
-// Reload implements admin.Daemon; SIGHUP does the same. What came of it is logged.
+// Reload implements admin.Daemon; SIGHUP does the same. What came of it is logged. The
+// files of the log are opened anew in any case.
 func (d *daemon) Reload() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.log.reopen(); err != nil {
+		d.log.Error("the log goes on in the file from before", "err", err)
+	}
 	cfg, err := config.Load(d.file)
 	if err == nil && !adminIsSame(d.cfg, cfg) {
 		err = errors.New("admin has changed, which takes a new start")
@@ -35,6 +40,7 @@ func (d *daemon) Reload() error {
 		d.log.Error("the config stays as it was", "err", err)
 		return fmt.Errorf("the config stays as it was: %w", err)
 	}
+	d.log.level.Set(slog.Level(cfg.Log.Level))
 	for _, w := range cfg.Warnings {
 		d.log.Warn(w.Error())
 	}

@@ -42,7 +42,7 @@ var floors = map[string][]string{
 	"router/udpnat":       {"router/flow", "router/outbound"},
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe"},
-	"cmd/tunroute/ui":     {},
+	"cmd/tunroute/ui":     {"cmd/tunroute/ui"},
 	"cmd/tunroute/config": {"router/rule", "router/flow"},
 	"cmd/tunroute/engine": {"cmd/tunroute/config", "cmd/tunroute/engine", "tun", "stack", "dnsfake", "router"},
 	"bench":               {"cmd/tunroute", "tun", "stack", "dnsfake", "router", "bench"},

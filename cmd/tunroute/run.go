@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -13,11 +12,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
-	"tunroute/cmd/tunroute/ui"
 	"tunroute/tun"
 	"tunroute/tun/route"
 )
@@ -34,7 +31,8 @@ ends. If it is killed, what would have gone into the TUN is unreachable instead
 of leaving by another way; the next start cleans up.
 
 SIGHUP reads the config again: the new one decides the flows that come then. If
-it has an error, nothing changes. SIGTERM and SIGINT end it.`,
+it has an error, nothing changes. The files of the log are opened anew in any case.
+SIGTERM and SIGINT end it.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := load(file)
@@ -43,7 +41,12 @@ it has an error, nothing changes. SIGTERM and SIGINT end it.`,
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
-			d := &daemon{file: file, cfg: cfg, log: newLogger(cfg), started: time.Now()}
+			l, err := openLogs(cfg)
+			if err != nil {
+				return err
+			}
+			defer l.start()()
+			d := &daemon{file: file, cfg: cfg, log: l, started: time.Now()}
 			return d.run(ctx)
 		},
 	}
@@ -51,20 +54,11 @@ it has an error, nothing changes. SIGTERM and SIGINT end it.`,
 	return c
 }
 
-// newLogger returns the log of a config, on standard error.
-func newLogger(cfg *config.Config) *slog.Logger {
-	return ui.NewLogger(os.Stderr, ui.Options{
-		Level:    slog.Level(cfg.Log.Level),
-		JSON:     cfg.Log.Format == config.JSON,
-		Terminal: term.IsTerminal(int(os.Stderr.Fd())),
-	})
-}
-
 // daemon is what run runs.
 type daemon struct {
 	file    string
 	cfg     *config.Config // as it was at the start
-	log     *slog.Logger
+	log     *logs
 	started time.Time
 	device  string
 	engine  *engine.Engine
@@ -102,7 +96,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	defer dev.Close()
 
-	e, err := engine.New(d.cfg, engine.Options{Device: dev, Logger: d.log, Mark: d.cfg.TUN.Mark.Value})
+	e, err := engine.New(d.cfg, engine.Options{Device: dev, Logger: d.log.Logger, Mark: d.cfg.TUN.Mark.Value})
 	if err != nil {
 		return err
 	}

@@ -365,4 +365,11 @@ type Log struct {
 	Level Level `yaml:"level"`
 	// `text` or `json`.
 	Format Format `yaml:"format"`
+	// Where it is kept, for `run`: `stderr`, `stdout`, `journald`, `syslog`
+	// (which is `{syslog: "unix:/dev/log"}`), `{file: PATH}`, or
+	// `{syslog: "udp:ADDRESS"}`, with port 514 where none is given. The mappings
+	// take `level` and `format` of their own, and for syslog `facility`, which
+	// is `daemon` where nothing is said, and `rfc`, `5424` or `3164`.
+	// [log.md](log.md) tells more.
+	To []LogTo `yaml:"to"`
 }

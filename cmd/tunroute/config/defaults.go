@@ -76,6 +76,6 @@ func Default() *Config {
 			// Each costs a socket, and through SOCKS a connection too.
 			UDPSessions: 4096,
 		},
-		Log: Log{Level: Level(slog.LevelInfo), Format: Text},
+		Log: Log{Level: Level(slog.LevelInfo), Format: Text, To: []LogTo{{Kind: LogStderr}}},
 	}
 }

@@ -166,6 +166,7 @@ var valueWords = map[string]string{
 	"Mark":             "number, or number and mask",
 	"Level":            "word",
 	"Format":           "word",
+	"[]LogTo":          "word or mapping, or a list",
 	"HTTPS":            "word",
 	"ECH":              "word",
 	"Rejected":         "word",
@@ -368,12 +369,12 @@ func wrap(s, indent string) string {
 	return strings.Join(append(lines, line), "\n"+indent)
 }
 
-// TestConfigPages reads the examples of docs/groups.md and of the part of
+// TestConfigPages reads the examples of docs/groups.md, docs/log.md and of the part of
 // docs/config.md that is written by hand, and compares the error that it shows with
 // the real one.
 func TestConfigPages(t *testing.T) {
 	t.Setenv("OFFICE_PASSWORD", "hunter2")
-	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md")) {
+	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/log.md")) {
 		_, shown, hasError := strings.Cut(block[1], "```text\ntunroute.yaml:")
 		c, err := Parse("tunroute.yaml", []byte(block[0]))
 		switch {

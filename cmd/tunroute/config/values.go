@@ -40,6 +40,9 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Rejected]():         func(s string) (any, error) { return parseEnum("way with rejected names", rejecteds, s) },
 	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
 	reflect.TypeFor[Resolver]():         func(s string) (any, error) { return parseResolver(s) },
+	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },
+	reflect.TypeFor[Facility]():         func(s string) (any, error) { return parseFacility(s) },
+	reflect.TypeFor[rfc]():              func(s string) (any, error) { return parseRFC(s) },
 }
 
 func parseError(s, reason, hint string) error {

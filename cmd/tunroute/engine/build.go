@@ -45,8 +45,8 @@ type builder struct {
 
 func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*builder, error) {
 	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer), groups: make(map[string]*group.Group)}
-	// Resolvers are asked from this machine, past our own rules.
-	way, err := outbound.NewDirect(outbound.DirectOptions{Mark: mark, Connect: cfg.Timeouts.Connect})
+	// Resolvers are asked from this machine.
+	outside, err := Outside(cfg, mark)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*b
 		return nil, err
 	}
 	if len(servers) > 0 {
-		r, err := resolve.New(resolve.Options{Servers: servers, Dial: way.DialContext})
+		r, err := resolve.New(resolve.Options{Servers: servers, Dial: outside})
 		if err != nil {
 			return nil, fmt.Errorf("dns.resolvers: %w", err)
 		}
@@ -67,7 +67,7 @@ func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*b
 	if onlySystem {
 		// Then names are looked up as every program here does: with the
 		// hosts file and the search list.
-		b.resolver = &net.Resolver{PreferGo: true, Dial: way.DialContext}
+		b.resolver = &net.Resolver{PreferGo: true, Dial: outside}
 	}
 	return b, nil
 }
@@ -324,7 +324,20 @@ func needsRestart(was, is *config.Config) string {
 			return part.name
 		}
 	}
+	if !was.Log.SameSinks(is.Log) {
+		return "log"
+	}
 	return ""
+}
+
+// Outside returns what connects from this machine, past our own rules: to an address
+// literal and a port, by "tcp" or "udp".
+func Outside(cfg *config.Config, mark uint32) (func(ctx context.Context, network, address string) (net.Conn, error), error) {
+	d, err := outbound.NewDirect(outbound.DirectOptions{Mark: mark, Connect: cfg.Timeouts.Connect})
+	if err != nil {
+		return nil, err
+	}
+	return d.DialContext, nil
 }
 
 // Check makes all that cfg describes, without a device, and says what cannot be.
@@ -341,7 +354,7 @@ func Check(cfg *config.Config) error {
 }
 
 // Server is somebody to whom this machine opens connections itself: a server
-// that is reached directly, or a resolver.
+// that is reached directly, a resolver, or one that logs are sent to.
 type Server struct {
 	Name string // as the config has it
 	Addr netip.Addr
@@ -396,6 +409,13 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 	for _, s := range servers {
 		if err := add(Server{"resolver " + s.String(), s.Addr(), 0}); err != nil {
 			return nil, err
+		}
+	}
+	for _, to := range cfg.Log.To {
+		if to.Server.IsValid() {
+			if err := add(Server{to.String(), to.Server.Addr(), 0}); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return all, nil

@@ -26,7 +26,7 @@ const keyEnd = "end"
 
 // Options say how to log.
 type Options struct {
-	Level    slog.Level
+	Level    slog.Leveler // nil: info
 	JSON     bool
 	Terminal bool // whether the writer is one: colours, and the time of day only
 	// Quiet leaves out flows that went well.
@@ -34,7 +34,10 @@ type Options struct {
 }
 
 // NewLogger returns a logger that writes whole lines to w.
-func NewLogger(w io.Writer, o Options) *slog.Logger {
+func NewLogger(w io.Writer, o Options) *slog.Logger { return slog.New(NewHandler(w, o)) }
+
+// NewHandler returns what NewLogger logs to.
+func NewHandler(w io.Writer, o Options) slog.Handler {
 	var h slog.Handler
 	switch {
 	case o.JSON:
@@ -47,7 +50,7 @@ func NewLogger(w io.Writer, o Options) *slog.Logger {
 	if o.Quiet {
 		h = quiet{h}
 	}
-	return slog.New(h)
+	return h
 }
 
 // quiet passes on what is more than the life of a flow, and flows that failed.
