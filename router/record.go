@@ -75,6 +75,14 @@ func endOfRelay(e relay.End) End {
 	return EndCanceled
 }
 
+// source is who a flow is from, as it is logged.
+func source(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "unix"
+	}
+	return a.String()
+}
+
 // finish counts and logs a flow.
 func (r *Router) finish(rec *Record) {
 	if rec.Took == 0 {
@@ -84,11 +92,17 @@ func (r *Router) finish(rec *Record) {
 	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 12)
+	attrs := make([]slog.Attr, 0, 14)
 	attrs = append(attrs,
 		slog.String("net", rec.Flow.Network.String()),
-		slog.String("src", rec.Flow.Source.String()),
+		slog.String("src", source(rec.Flow.Source)),
 		slog.String("dst", rec.Flow.Target.String()))
+	if rec.Flow.Inbound != flow.Tun {
+		attrs = append(attrs, slog.String("in", rec.Flow.Inbound))
+	}
+	if rec.Flow.User != "" {
+		attrs = append(attrs, slog.String("user", rec.Flow.User))
+	}
 	if rec.Verdict.Index >= 0 {
 		attrs = append(attrs, slog.Int("rule", rec.Verdict.Index+1))
 		if rec.Verdict.Line > 0 {

@@ -14,8 +14,9 @@ import (
 )
 
 var (
-	errFlowLimit = errors.New("too many flows, and none of them idle")
-	errEvicted   = errors.New("idle, and made room for another flow")
+	// ErrLimit is told of a flow for which there is no room.
+	ErrLimit   = errors.New("too many flows, and none of them idle")
+	errEvicted = errors.New("idle, and made room for another flow")
 )
 
 // evictable is how long a flow must have been silent before another one may

@@ -50,6 +50,15 @@ type Names interface {
 	Acquire(addr netip.Addr) (name string, release func(), ok bool)
 }
 
+// NoNames is what Names are where there are no fake addresses.
+type NoNames struct{}
+
+// Owns returns false.
+func (NoNames) Owns(netip.Addr) bool { return false }
+
+// Acquire is not reached.
+func (NoNames) Acquire(netip.Addr) (string, func(), bool) { return "", nil, false }
+
 // Outbound is a way out, as the rules name it.
 type Outbound struct {
 	Name   string
@@ -175,8 +184,16 @@ func (r *Router) Run(ctx context.Context) error {
 // outbound.
 func (r *Router) Swap(s *Snapshot) { r.snap.Store(s) }
 
-// errOrphan is told of a flow to a fake address behind which there is no name.
-var errOrphan = errors.New("no name behind this fake address: the client holds an answer from before")
+// ErrOrphan is told of a flow to a fake address behind which there is no name.
+var ErrOrphan error = orphanError{}
+
+type orphanError struct{}
+
+func (orphanError) Error() string {
+	return "no name behind this fake address: the client holds an answer from before"
+}
+
+func (orphanError) Unwrap() error { return outbound.ErrNoName }
 
 // target returns where dst leads, and what gives the lease back.
 func (r *Router) target(dst netip.AddrPort) (flow.Target, func(), error) {
@@ -187,7 +204,7 @@ func (r *Router) target(dst netip.AddrPort) (flow.Target, func(), error) {
 	name, release, ok := r.opts.Names.Acquire(a)
 	if !ok {
 		r.stats.orphans.Add(1)
-		return flow.AddrTarget(dst), func() {}, errOrphan
+		return flow.AddrTarget(dst), func() {}, ErrOrphan
 	}
 	t, err := flow.NewTarget(name, dst.Port())
 	if err != nil {
@@ -201,52 +218,23 @@ func (r *Router) target(dst netip.AddrPort) (flow.Target, func(), error) {
 // has answered. It returns when the flow has ended, or as soon as it needs no
 // goroutine any more; [Router.Run] waits for such flows. They end with ctx.
 func (r *Router) ServeTCP(ctx context.Context, q Request) {
-	f := &tcpFlow{r: r, rec: Record{
-		Flow:        flow.Flow{Network: flow.TCP, Source: q.Source(), Inbound: "tun"},
-		Destination: q.Destination(),
-		Start:       time.Now(),
-		Verdict:     rule.Verdict{Index: -1},
-	}}
-	target, release, err := r.target(q.Destination())
-	f.release = release
-	f.rec.Flow.Target = target
-	if err != nil {
-		q.Refuse(syscall.EHOSTUNREACH)
-		f.end(EndOrphan, err)
-		return
-	}
-	var out *Outbound
-	f.rec.Verdict, out = r.snap.Load().route(&f.rec.Flow)
-	f.rec.Outbound, f.rec.Hops = out.Name, out.Hops
+	r.serve(ctx, flow.Flow{Network: flow.TCP, Source: q.Source(), Inbound: flow.Tun}, q.Destination(), packetCall{q})
+}
 
-	dial, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if !r.flows.add(f, cancel) {
-		q.Refuse(syscall.ECONNREFUSED)
-		f.end(EndLimit, errFlowLimit)
+// packetCall is the client of a Request.
+type packetCall struct{ Request }
+
+func (q packetCall) Accept(netip.AddrPort) (relay.Conn, []byte, error) {
+	c, err := q.Request.Accept()
+	return c, nil, err
+}
+
+func (q packetCall) Refuse(err error) {
+	if errors.Is(err, ErrLimit) {
+		q.Request.Refuse(syscall.ECONNREFUSED)
 		return
 	}
-	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
-	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, asked), target)
-	f.rec.Hops = asked.Way(out.Hops)
-	if err != nil {
-		q.Refuse(outbound.Errno(err))
-		f.end(endOfDial(err), err)
-		return
-	}
-	if counted, ok := upstream.(outbound.Relayed); ok {
-		f.upstream, upstream = upstream, counted.Socket()
-	}
-	client, err := q.Accept()
-	if err != nil {
-		relay.Reset(upstream)
-		f.end(EndClient, fmt.Errorf("client left before its connect was answered: %w", err))
-		return
-	}
-	if !r.relayInLoop(f, client, upstream) {
-		f.Ended(relay.Relay(dial, client, upstream, &f.counters))
-		f.Tell()
-	}
+	q.Request.Refuse(outbound.Errno(err))
 }
 
 // relayInLoop has f relayed without this goroutine, where its ends allow that.
@@ -309,7 +297,7 @@ func (r *Router) FlushUDP() { r.udp.Flush() }
 // decideUDP is udpnat's Decide.
 func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 	rec := &Record{
-		Flow:        flow.Flow{Network: flow.UDP, Source: src, Inbound: "tun"},
+		Flow:        flow.Flow{Network: flow.UDP, Source: src, Inbound: flow.Tun},
 		Destination: dst,
 		Verdict:     rule.Verdict{Index: -1},
 	}
@@ -382,7 +370,7 @@ func (r *Router) ServeEcho(ctx context.Context, q Echo) {
 		q.Reply()
 		return
 	}
-	_, out := r.snap.Load().route(&flow.Flow{Source: netip.AddrPortFrom(q.Source(), 0), Inbound: "tun", Target: target})
+	_, out := r.snap.Load().route(&flow.Flow{Source: netip.AddrPortFrom(q.Source(), 0), Inbound: flow.Tun, Target: target})
 	e, ok := out.Dialer.(outbound.Echoer)
 	if !ok {
 		if _, drop := out.Dialer.(outbound.Drop); !drop {

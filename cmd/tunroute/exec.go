@@ -101,7 +101,8 @@ func (s spec) load() (*config.Config, error) {
 	}
 	// The addresses are for the clients and servers of run, which may be serving
 	// them.
-	cfg.DNS.Listen, cfg.Ident.Listen = nil, nil
+	cfg.DNS.Listen, cfg.Ident.Listen, cfg.Listen = nil, nil, config.Listen{}
+	cfg.TUN.Off = false
 	return cfg, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -75,6 +76,14 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	notifyReload(hup)
 	defer signal.Stop(hup)
 
+	if d.cfg.TUN.Off {
+		e, err := engine.New(d.cfg, engine.Options{Logger: d.log.Logger, Ready: func() { d.ready() }})
+		if err != nil {
+			return err
+		}
+		d.engine = e
+		return d.serve(ctx, hup)
+	}
 	addrs, err := engine.AddrsOf(d.cfg)
 	if err != nil {
 		return err
@@ -89,14 +98,19 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU, Queues: d.cfg.TUN.Queues})
 	if errors.Is(err, syscall.EACCES) {
 		// To be let at the device is enough for exec, not for this.
-		return fmt.Errorf("run: not without root, or CAP_NET_ADMIN and %w", errors.Unwrap(err))
+		return fmt.Errorf("run: not without root, or CAP_NET_ADMIN and %w; a server for listen and nothing else, tun: off, needs neither", errors.Unwrap(err))
 	}
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
 
-	e, err := engine.New(d.cfg, engine.Options{Device: dev, Logger: d.log.Logger, Mark: d.cfg.TUN.Mark.Value})
+	e, err := engine.New(d.cfg, engine.Options{
+		Device: dev,
+		Logger: d.log.Logger,
+		Mark:   d.cfg.TUN.Mark.Value,
+		Ready:  func() { d.ready("device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4) },
+	})
 	if err != nil {
 		return err
 	}
@@ -110,7 +124,23 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.adviseGateway()
+	return d.serve(ctx, hup)
+}
 
+// ready tells that clients may come, and what there is for them.
+func (d *daemon) ready(what ...any) {
+	var at []string
+	for _, l := range d.cfg.Listen.Socks {
+		at = append(at, l.At.String())
+	}
+	if len(at) > 0 {
+		what = append(what, "listen", strings.Join(at, " "))
+	}
+	d.log.Info("ready", what...)
+}
+
+// serve runs the engine until ctx ends, and reloads where hup says so.
+func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	asked, err := d.listenAdmin()
@@ -129,12 +159,11 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		}
 	})
 	beside.Go(func() { d.serveAdmin(ctx, asked) })
-	d.log.Info("ready", "device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4)
 	start := time.Now()
-	err = serve(ctx, e)
+	err = serve(ctx, d.engine)
 	cancel()
 	beside.Wait()
-	s := e.Stats()
+	s := d.engine.Stats()
 	d.log.Info("stopped", "after", time.Since(start).Round(time.Second), "tcp", s.Router.TCP, "udp", s.Router.UDP,
 		"up", s.Router.Up, "down", s.Router.Down)
 	return err

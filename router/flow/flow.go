@@ -29,12 +29,56 @@ func (n Network) String() string {
 	return fmt.Sprintf("network(%d)", uint8(n))
 }
 
+// Command is what a client asks for.
+type Command uint8
+
+// The commands. The zero Command is the one that the network of the flow says:
+// Connect for TCP, Associate for UDP.
+const (
+	Connect   Command = iota + 1
+	Bind              // to be connected to
+	Associate         // to exchange datagrams
+)
+
+// String returns "connect", "bind", "udp" or, for anything else, "command(N)".
+func (c Command) String() string {
+	switch c {
+	case Connect:
+		return "connect"
+	case Bind:
+		return "bind"
+	case Associate:
+		return "udp"
+	}
+	return fmt.Sprintf("command(%d)", uint8(c))
+}
+
+// Tun is the Inbound of what comes from the TUN.
+const Tun = "tun"
+
 // Flow is one TCP connection or one UDP conversation, as the rules see it.
 type Flow struct {
 	Network Network
-	Source  netip.AddrPort // who opened it
-	Inbound string         // where it came in: "tun", "socks"
-	Target  Target         // where it wants to go
+	Command Command        // see [Flow.Asks]
+	Source  netip.AddrPort // who opened it; not valid for a client on a unix socket
+	Inbound string         // where it came in: [Tun], or the name of a listener
+	Target  Target         // where it wants to go; for a Bind, who may connect
+
+	// Whose it is, where the inbound asks that, and the groups that the user is
+	// in; whoever holds a Flow must not change them.
+	User   string
+	Groups []string
+}
+
+// Asks returns the flow's command.
+func (f *Flow) Asks() Command {
+	switch {
+	case f.Command != 0:
+		return f.Command
+	case f.Network == UDP:
+		return Associate
+	}
+	return Connect
 }
 
 // Target is a name, an address or both, and a port.

@@ -51,6 +51,10 @@ func (e *HopError) Error() string {
 
 func (e *HopError) Unwrap() error { return e.Err }
 
+// OfTarget says that the error is what the last server said of the target: a server
+// in the middle, or one that cannot be reached, is about the way there.
+func (e *HopError) OfTarget() bool { return e.Op == opRequest && e.Hop == e.Hops }
+
 // Errno returns the error that the client's own connect(2) should return for
 // err: ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, EACCES for "prohibited", or 0 for
 // an [ErrDropped], of which the client is told nothing.
@@ -61,7 +65,7 @@ func (e *HopError) Unwrap() error { return e.Err }
 func Errno(err error) syscall.Errno {
 	var hop *HopError
 	if errors.As(err, &hop) {
-		if hop.Op != opRequest || hop.Hop != hop.Hops {
+		if !hop.OfTarget() {
 			return syscall.EHOSTUNREACH
 		}
 		err = hop.Err

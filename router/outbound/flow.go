@@ -19,8 +19,7 @@ import (
 // safe for concurrent use.
 type Flow struct {
 	flow.Flow
-	Rule int    // the index of the rule that sent it here; -1 where none did
-	User string // who it is of, where its inbound asks that; else ""
+	Rule int // the index of the rule that sent it here; -1 where none did
 
 	mu      sync.Mutex // guards what follows
 	choices []choice

@@ -27,10 +27,15 @@ type Config struct {
 	// that none matches is rejected. [rules.md](rules.md) tells how a rule
 	// matches, with examples.
 	Rules []Rule `yaml:"rules"`
+	// Where SOCKS and HTTP clients come in, whose flows go by the same rules. For
+	// `run` only. [listen.md](listen.md) tells of it, with examples.
+	Listen Listen `yaml:"listen"`
 	// The TUN interface and the routes into it. `queues`, `routes`, `exclude`,
 	// `table`, `mark` and `strict` are for `run`: `exec` has a network
 	// namespace of its own, from which nothing leads out but its TUN, and one
-	// queue.
+	// queue. `tun: off` is for a `run` that is a server for the clients of
+	// `listen` and nothing else: it needs no privilege then, and changes nothing
+	// of the host.
 	TUN TUN `yaml:"tun"`
 	// The DNS server that gives names fake addresses.
 	DNS DNS `yaml:"dns"`
@@ -226,6 +231,29 @@ type Rule struct {
 	at, atVia, atTo place
 }
 
+// Listen is where clients come in.
+type Listen struct {
+	// Listeners for clients that speak SOCKS4, SOCKS4a, SOCKS5 or HTTP CONNECT,
+	// whichever it is; or a list of them. Each is an address, or a mapping with
+	// the keys below.
+	Socks []Listener `yaml:"socks"`
+}
+
+// Listener is a port or socket at which clients come in.
+type Listener struct {
+	// An address of this machine, with port 1080 where none is given, and
+	// `0.0.0.0` or `"::"` for all of them; or `unix:PATH`, a socket.
+	At ListenAt `yaml:"at"`
+	// What rules and the log call it; `socks` where nothing is said. Several
+	// may share a name.
+	Name string `yaml:"name,omitempty"`
+	// How a client may say who it is, the best first: `none` (not at all), which
+	// is the default.
+	Auth []Auth `yaml:"auth,omitempty"`
+
+	at place
+}
+
 // TUN is the interface that programs send their packets to.
 type TUN struct {
 	// The name of the interface; at most 15 letters.
@@ -257,7 +285,9 @@ type TUN struct {
 	// any case.
 	Strict bool `yaml:"strict"`
 
-	atExclude place
+	Off bool `yaml:"-"` // there is none
+
+	atExclude, atOff place
 }
 
 // DNS is the server that gives names fake addresses.

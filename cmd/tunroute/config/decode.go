@@ -193,7 +193,6 @@ func short(s string) string {
 
 // later are keys that a later release will have, by struct and key.
 var later = map[string]string{
-	"Config.listen":       "listening for SOCKS clients",
 	"Timeouts.tcp-idle":   "ending idle TCP connections",
 	"Timeouts.half-close": "ending half-closed TCP connections",
 }

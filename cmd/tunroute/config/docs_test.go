@@ -92,6 +92,8 @@ func writeReference(t *testing.T) string {
 	defaults := defaultTexts(t)
 	// The section's keys are the fields of this type.
 	sectionType := map[string]string{"upstreams": "Upstream", "rules": "Rule", "tun": "TUN", "dns": "DNS"}
+	// Whose items are described below the keys.
+	items := map[string]string{"listen": "Listener"}
 	var b strings.Builder
 	for _, section := range fieldsOf(types["Config"]) {
 		key := keyOf(section)
@@ -115,7 +117,11 @@ func writeReference(t *testing.T) string {
 			fmt.Fprintf(&b, "\n%s\n", wrap(p, ""))
 		}
 		b.WriteString("\n")
-		for _, f := range fieldsOf(types[name]) {
+		fields := fieldsOf(types[name])
+		if items[key] != "" {
+			fields = slices.Concat(fields, fieldsOf(types[items[key]]))
+		}
+		for _, f := range fields {
 			k := keyOf(f)
 			if k == "" {
 				continue
@@ -157,6 +163,9 @@ var valueWords = map[string]string{
 	"[]rule.PortRange": "port, or a list",
 	"[]Proto":          "word, or a list",
 	"[]Resolver":       "address or `system`, or a list",
+	"[]Listener":       "address or mapping, or a list",
+	"ListenAt":         "address with or without port, or `unix:PATH`",
+	"[]Auth":           "word, or a list",
 	"Mode":             "mode",
 	"[]string":         "name, or a list",
 	"Policy":           "word",
@@ -369,12 +378,12 @@ func wrap(s, indent string) string {
 	return strings.Join(append(lines, line), "\n"+indent)
 }
 
-// TestConfigPages reads the examples of docs/groups.md, docs/log.md and of the part of
+// TestConfigPages reads the examples of docs/groups.md, docs/listen.md, docs/log.md and of the part of
 // docs/config.md that is written by hand, and compares the error that it shows with
 // the real one.
 func TestConfigPages(t *testing.T) {
 	t.Setenv("OFFICE_PASSWORD", "hunter2")
-	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/log.md")) {
+	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/listen.md"), blocks(t, "../docs/log.md")) {
 		_, shown, hasError := strings.Cut(block[1], "```text\ntunroute.yaml:")
 		c, err := Parse("tunroute.yaml", []byte(block[0]))
 		switch {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 
@@ -11,6 +12,23 @@ import (
 // with "[secret]" for passwords.
 func (c *Config) YAML() ([]byte, error) {
 	return yaml.Dump(c, yaml.WithFlowSimpleCollections(), yaml.WithLineWidth(-1))
+}
+
+// Same tells whether two parts of configs say the same, wherever their files say it.
+// Passwords are not compared.
+func Same(a, b any) bool {
+	x, err1 := yaml.Dump(a)
+	y, err2 := yaml.Dump(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// MarshalYAML writes off where there is no interface.
+func (t TUN) MarshalYAML() (any, error) {
+	if t.Off {
+		return "off", nil
+	}
+	type keys TUN
+	return keys(t), nil
 }
 
 // MarshalYAML keeps the order of the file.

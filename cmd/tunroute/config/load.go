@@ -97,6 +97,7 @@ func (d *decoder) link(c *Config) {
 		}
 	}
 	d.circles(c.Upstreams, byName)
+	d.linkListeners(c)
 	targets := slices.Concat(names, []string{ViaDirect, ViaReject, ViaDrop})
 	for i, r := range c.Rules {
 		switch {

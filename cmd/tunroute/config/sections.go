@@ -79,6 +79,14 @@ func (m *Names) decodeNode(d *decoder, n *yaml.Node) {
 }
 
 func (t *TUN) decodeNode(d *decoder, n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && !isNull(n) {
+		if n.Value == "off" {
+			t.Off, t.atOff = true, at(n)
+			return
+		}
+		d.errorf(n, "write off for no interface, or its keys below it", "tun cannot be %q", short(n.Value))
+		return
+	}
 	d.fields(n, reflect.ValueOf(t).Elem(), "tun")
 	t.atExclude = at(valueAt(n, "exclude"))
 	d.checkRange(n, "mtu", t.MTU, 1280, 65535) // RFC 8200 §5: IPv6 needs 1280

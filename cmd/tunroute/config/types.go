@@ -98,6 +98,42 @@ func (p Proto) String() string { return flow.Network(p).String() }
 // MarshalText returns what String does.
 func (p Proto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
+// ListenAt is where a listener is: an address and port, or the path of a socket.
+type ListenAt struct {
+	Addr netip.AddrPort // where Path is ""
+	Path string
+}
+
+// unixPrefix is what the path of a socket begins with in a config.
+const unixPrefix = "unix:"
+
+// String returns the place as the config has it.
+func (a ListenAt) String() string {
+	if a.Path != "" {
+		return unixPrefix + a.Path
+	}
+	return a.Addr.String()
+}
+
+// MarshalText returns what String does.
+func (a ListenAt) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// Auth is how a client says who it is.
+type Auth uint8
+
+// The ways.
+const (
+	AuthNone Auth = iota
+)
+
+var auths = enum{"none"}
+
+// String returns the way as the config has it.
+func (a Auth) String() string { return auths.text(int(a)) }
+
+// MarshalText returns what String does.
+func (a Auth) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
 // Format is how a message is logged.
 type Format uint8
 

@@ -43,8 +43,16 @@ func (us *Upstreams) decodeNode(d *decoder, n *yaml.Node) {
 	}
 }
 
-func badUpstreamName(name string) (msg, hint string) {
+// maxName is the longest name that somebody can give to something.
+const maxName = 63
+
+// isName tells whether a text has nothing in it that such a name has not.
+func isName(s string) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	return strings.Trim(s, letters) == ""
+}
+
+func badUpstreamName(name string) (msg, hint string) {
 	for _, b := range builtIn {
 		if name == b {
 			return fmt.Sprintf("%q is built in and cannot be the name of an upstream", name), "choose another name"
@@ -53,9 +61,9 @@ func badUpstreamName(name string) (msg, hint string) {
 	switch {
 	case name == "":
 		return "an upstream has an empty name", "give it one"
-	case len(name) > 63:
+	case len(name) > maxName:
 		return "the name of an upstream is longer than 63 bytes", "choose a shorter one"
-	case strings.Trim(name, letters) != "":
+	case !isName(name):
 		return fmt.Sprintf("%q is not a name for an upstream", name), `use letters, digits, "-", "_" and "."`
 	}
 	return "", ""

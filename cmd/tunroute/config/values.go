@@ -39,6 +39,8 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[ECH]():              func(s string) (any, error) { return parseEnum("way with keys", echs, s) },
 	reflect.TypeFor[Rejected]():         func(s string) (any, error) { return parseEnum("way with rejected names", rejecteds, s) },
 	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
+	reflect.TypeFor[ListenAt]():         func(s string) (any, error) { return parseListenAt(s) },
+	reflect.TypeFor[Auth]():             func(s string) (any, error) { return parseEnum("way to say who a client is", auths, s) },
 	reflect.TypeFor[Resolver]():         func(s string) (any, error) { return parseResolver(s) },
 	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },
 	reflect.TypeFor[Facility]():         func(s string) (any, error) { return parseFacility(s) },

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"reflect"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/dnsfake"
@@ -316,11 +315,12 @@ func needsRestart(was, is *config.Config) string {
 	}{
 		{"tun", was.TUN, is.TUN},
 		{"dns", was.DNS, is.DNS},
+		{"listen", was.Listen, is.Listen},
 		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
 		{"limits", was.Limits, is.Limits},
 		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
 	} {
-		if !reflect.DeepEqual(part.was, part.is) {
+		if !config.Same(part.was, part.is) {
 			return part.name
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"tunroute/dnsfake"
 	"tunroute/router"
 	"tunroute/router/ident"
+	"tunroute/router/inbound"
 	"tunroute/router/outbound/group"
 	"tunroute/stack"
 	"tunroute/tun"
@@ -21,7 +23,8 @@ import (
 
 // Options are what a config does not say.
 type Options struct {
-	// Device is where the packets are; [Engine.Run] closes it.
+	// Device is where the packets are; [Engine.Run] closes it. Nil where the
+	// config has no interface.
 	Device stack.Device
 	// Logger gets a line per flow, at its end, and what is unusual. Nil
 	// discards.
@@ -29,6 +32,8 @@ type Options struct {
 	// Mark is the firewall mark of all sockets that are opened, besides
 	// those that upstreams have of their own; 0 sets none.
 	Mark uint32
+	// Ready is called by [Engine.Run] when all listeners are open. May be nil.
+	Ready func()
 }
 
 // Engine serves the packets of a device as a config says. Its methods are safe
@@ -39,9 +44,10 @@ type Engine struct {
 	pool   *dnsfake.Pool
 	dns    *dnsfake.Server
 	router *router.Router
-	stack  *stack.Stack
+	stack  *stack.Stack // nil without a device
 	bridge *bridge
-	ident  *ident.Server // nil where there is no ident.listen
+	ident  *ident.Server   // nil where there is no ident.listen
+	server *inbound.Server // nil where there is no listen
 
 	mu      sync.Mutex // of Reload; guards groups
 	groups  runners
@@ -52,7 +58,7 @@ type Engine struct {
 // New makes an Engine. It starts nothing and opens nothing; [Engine.Run] does.
 // The error says which part of cfg cannot be.
 func New(cfg *config.Config, o Options) (*Engine, error) {
-	if o.Device == nil {
+	if o.Device == nil && !cfg.TUN.Off {
 		return nil, errors.New("engine: a device is required")
 	}
 	if o.Logger == nil {
@@ -66,7 +72,7 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
-	b, err := newBuilder(cfg, o.Mark, e.pool.Owns)
+	b, err := newBuilder(cfg, o.Mark, e.fakes().Owns)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +100,7 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	e.bridge = &bridge{engine: e, dnsTokens: make(chan struct{}, maxQueries), capture: cfg.DNS.Capture}
 	e.router, err = router.New(router.Options{
 		Snapshot:       snapshot,
-		Names:          e.pool,
+		Names:          e.fakes(),
 		UDP:            e.bridge,
 		Logger:         o.Logger,
 		MaxFlows:       cfg.Limits.Flows,
@@ -103,6 +109,14 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if len(cfg.Listen.Socks) > 0 {
+		if e.server, err = e.newServer(); err != nil {
+			return nil, err
+		}
+	}
+	if o.Device == nil {
+		return e, nil
 	}
 	e.stack, err = stack.New(stack.Options{
 		Device:            o.Device,
@@ -116,6 +130,16 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// fakes returns who knows the names behind fake addresses: nobody where no client can
+// have been given one.
+func (e *Engine) fakes() router.Names {
+	cfg := e.current.Load()
+	if cfg.TUN.Off && len(cfg.DNS.Listen) == 0 {
+		return router.NoNames{}
+	}
+	return e.pool
 }
 
 // Addrs are the addresses that the fake ranges set aside: of the resolver, which
@@ -135,55 +159,74 @@ func AddrsOf(cfg *config.Config) (Addrs, error) {
 // has started has stopped. The error is nil where ctx ended it. Run is called
 // once.
 func (e *Engine) Run(ctx context.Context) error {
-	packets, listeners, err := e.listenDNS(ctx)
+	var opened closers
+	packets, listeners, err := e.listenDNS(ctx, &opened)
+	var askers []net.Listener
+	if err == nil {
+		askers, err = e.listenIdent(ctx, &opened)
+	}
+	var clients []inbound.Listener
+	if err == nil {
+		clients, err = e.listenSocks(ctx, &opened)
+	}
 	if err != nil {
-		e.opts.Device.Close()
+		opened.close()
+		if e.opts.Device != nil {
+			e.opts.Device.Close()
+		}
 		return err
 	}
-	askers, err := e.listenIdent(ctx)
-	if err != nil {
-		e.opts.Device.Close()
-		for _, p := range packets {
-			p.Close()
-		}
-		for _, l := range listeners {
-			l.Close()
-		}
-		return err
+	if e.opts.Ready != nil {
+		e.opts.Ready()
 	}
-	// The stack ends first, and its flows with it; then what serves them.
+	// What clients come by ends first, and their flows with it; then what serves
+	// them.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	stackCtx, stopStack := context.WithCancel(ctx)
-	defer stopStack()
+	front, stopFront := context.WithCancel(ctx)
+	defer stopFront()
 
 	var others sync.WaitGroup
-	var routerErr, dnsErr, identErr error
+	var routerErr, dnsErr, identErr, listenErr, stackErr error
 	others.Go(func() {
 		if routerErr = e.router.Run(background); routerErr != nil {
-			stopStack()
+			stopFront()
 		}
 	})
 	if len(packets)+len(listeners) > 0 {
 		others.Go(func() {
 			if dnsErr = e.dns.Serve(background, packets, listeners); dnsErr != nil {
-				stopStack()
+				stopFront()
 			}
 		})
 	}
 	if len(askers) > 0 {
 		others.Go(func() {
 			if identErr = e.ident.Serve(background, askers); identErr != nil {
-				stopStack()
+				stopFront()
 			}
 		})
 	}
 	e.mu.Lock()
 	e.groups.start(background)
 	e.mu.Unlock()
-	e.bridge.ctx = stackCtx
-	err = e.stack.Run(stackCtx)
-	stopStack()
+	e.bridge.ctx = front
+	var ways sync.WaitGroup
+	if len(clients) > 0 {
+		ways.Go(func() {
+			if listenErr = e.server.Run(front, clients); listenErr != nil {
+				stopFront()
+			}
+		})
+	}
+	if e.stack != nil {
+		ways.Go(func() {
+			stackErr = e.stack.Run(front)
+			stopFront() // also where it has ended by itself
+		})
+	}
+	<-front.Done()
+	ways.Wait()
 	e.bridge.queries.Wait()
 	stop()
 	others.Wait()
@@ -196,50 +239,55 @@ func (e *Engine) Run(ctx context.Context) error {
 	if identErr != nil {
 		identErr = fmt.Errorf("ident: %w", identErr)
 	}
-	return errors.Join(err, routerErr, dnsErr, identErr)
+	if listenErr != nil {
+		listenErr = fmt.Errorf("listen: %w", listenErr)
+	}
+	return errors.Join(stackErr, routerErr, dnsErr, identErr, listenErr)
+}
+
+// closers are what has been opened and is to be closed if something else cannot be.
+type closers []io.Closer
+
+func (c *closers) add(one io.Closer) { *c = append(*c, one) }
+
+func (c closers) close() {
+	for _, one := range c {
+		one.Close()
+	}
 }
 
 // identPort is where servers ask (RFC 1413 §1); they cannot be told of another.
 const identPort = 113
 
 // listenIdent opens the listeners of ident.listen.
-func (e *Engine) listenIdent(ctx context.Context) (listeners []net.Listener, err error) {
+func (e *Engine) listenIdent(ctx context.Context, opened *closers) (listeners []net.Listener, err error) {
 	var lc net.ListenConfig
 	for _, a := range e.current.Load().Ident.Listen {
 		l, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, identPort).String())
 		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
 			return nil, fmt.Errorf("ident.listen %v: %w", a, err)
 		}
+		opened.add(l)
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
 }
 
 // listenDNS opens the listeners of dns.listen.
-func (e *Engine) listenDNS(ctx context.Context) (packets []net.PacketConn, listeners []net.Listener, err error) {
+func (e *Engine) listenDNS(ctx context.Context, opened *closers) (packets []net.PacketConn, listeners []net.Listener, err error) {
 	var lc net.ListenConfig
-	fail := func(a netip.AddrPort, err error) ([]net.PacketConn, []net.Listener, error) {
-		for _, p := range packets {
-			p.Close()
-		}
-		for _, l := range listeners {
-			l.Close()
-		}
-		return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
-	}
 	for _, a := range e.current.Load().DNS.Listen {
 		p, err := lc.ListenPacket(ctx, "udp", a.String())
 		if err != nil {
-			return fail(a, err)
+			return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
 		}
+		opened.add(p)
 		packets = append(packets, p)
 		l, err := lc.Listen(ctx, "tcp", a.String())
 		if err != nil {
-			return fail(a, err)
+			return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
 		}
+		opened.add(l)
 		listeners = append(listeners, l)
 	}
 	return packets, listeners, nil
@@ -256,7 +304,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if what := needsRestart(e.current.Load(), cfg); what != "" {
 		return fmt.Errorf("%s has changed, which takes a new start", what)
 	}
-	b, err := newBuilder(cfg, e.opts.Mark, e.pool.Owns)
+	b, err := newBuilder(cfg, e.opts.Mark, e.fakes().Owns)
 	if err != nil {
 		return err
 	}
@@ -275,15 +323,23 @@ func (e *Engine) Reload(cfg *config.Config) error {
 
 // Stats are the counters of the rooms.
 type Stats struct {
-	Stack  stack.Stats
-	Router router.Stats
-	DNS    dnsfake.Stats
-	Pool   dnsfake.PoolStats
+	Stack   stack.Stats
+	Router  router.Stats
+	DNS     dnsfake.Stats
+	Pool    dnsfake.PoolStats
+	Inbound inbound.Stats
 }
 
 // Stats returns the counters.
 func (e *Engine) Stats() Stats {
-	return Stats{e.stack.Stats(), e.router.Stats(), e.dns.Stats(), e.pool.Stats()}
+	s := Stats{Router: e.router.Stats(), DNS: e.dns.Stats(), Pool: e.pool.Stats()}
+	if e.stack != nil {
+		s.Stack = e.stack.Stats()
+	}
+	if e.server != nil {
+		s.Inbound = e.server.Stats()
+	}
+	return s
 }
 
 // Flows returns the TCP flows that are open, in no order.

@@ -14,6 +14,7 @@ import (
 //
 //	net       tcp or udp
 //	src, dst  the client, and where the flow goes: a name where there is one
+//	in, user  the listener that it came by, and whose it is
 //	rule      the number of the rule that decided, or "default"
 //	line      its line in the config
 //	out       the outbound; hops, where it has several, nearest first

@@ -1,0 +1,96 @@
+package config
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"tunroute/router/flow"
+)
+
+// defaultListener is the name of a listener that is given none.
+const defaultListener = "socks"
+
+// decodeNode decodes a listener: an address, or a mapping.
+func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
+	before := len(d.errs)
+	l.at = at(n)
+	if n.Kind == yaml.MappingNode {
+		d.fields(n, reflect.ValueOf(l).Elem(), "a listener")
+		if len(d.errs) == before && l.At == (ListenAt{}) {
+			d.errorf(n, "write at: 127.0.0.1:1080", "a listener without at")
+		}
+	} else if text, ok := d.scalar(n, "a listener"); ok {
+		where, err := parseListenAt(text)
+		if err != nil {
+			d.error(n, err)
+		}
+		l.At = where
+	}
+	if len(d.errs) > before {
+		return
+	}
+	switch {
+	case l.Name == "":
+		l.Name = defaultListener
+	case l.Name == flow.Tun:
+		d.errorf(valueAt(n, "name"), "choose another name", "a listener cannot be named %q, as the interface is", l.Name)
+	case len(l.Name) > maxName || !isName(l.Name):
+		d.errorf(valueAt(n, "name"), `use at most 63 letters, digits, "-", "_" and "."`, "%q is not a name for a listener", short(l.Name))
+	}
+	if v := valueAt(n, "auth"); v != n && v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
+		d.errorf(v, "write none to let everybody in", "auth is an empty list")
+	}
+	if len(l.Auth) == 0 {
+		l.Auth = []Auth{AuthNone}
+	}
+}
+
+func parseListenAt(s string) (ListenAt, error) {
+	const socks = 1080
+	const hint = "write an address, as in 127.0.0.1:1080, [::1]:1080 or 0.0.0.0, or unix:/run/tunroute/socks"
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		// sockaddr_un has 108 bytes, a NUL among them.
+		if !strings.HasPrefix(path, "/") || len(path) > 107 || strings.ContainsRune(path, 0) {
+			return ListenAt{}, parseError(s, "is not the path of a socket: it begins with a slash and has at most 107 bytes", hint)
+		}
+		return ListenAt{Path: path}, nil
+	}
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return ListenAt{Addr: netip.AddrPortFrom(a.Unmap(), socks)}, nil
+	}
+	ap, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil:
+		return ListenAt{}, parseError(s, "is not an address with or without a port", hint)
+	case ap.Port() == 0:
+		return ListenAt{}, parseError(s, "has port 0, which nobody would find", "leave the port out for 1080")
+	}
+	return ListenAt{Addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}, nil
+}
+
+// linkListeners checks what listeners share with other parts.
+func (d *decoder) linkListeners(c *Config) {
+	seen := make(map[ListenAt]*Listener)
+	for i := range c.Listen.Socks {
+		l := &c.Listen.Socks[i]
+		if first := seen[l.At]; first != nil {
+			d.errorAt(l.at, "leave one of them out", "a second listener at %s; the first is in line %d", l.At, first.at.line)
+		}
+		seen[l.At] = l
+		for _, u := range c.Upstreams {
+			own := ListenAt{Path: u.Path}
+			if u.Path == "" {
+				own.Addr = u.Server.AddrPort()
+			}
+			if own == l.At && u.Via == "" && u.Scheme != Direct && !u.IsGroup() {
+				d.errorAt(u.at, "name another server", "upstream %q is our own listener in line %d, so that its flows would go round in a circle", u.Name, l.at.line)
+			}
+		}
+	}
+	if c.TUN.Off && len(c.Listen.Socks)+len(c.DNS.Listen) == 0 {
+		d.errorAt(c.TUN.atOff, "write listen: {socks: [127.0.0.1]}, or leave tun: off out", "with tun: off and no listeners nothing could ever come in")
+	}
+}
