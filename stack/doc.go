@@ -28,6 +28,9 @@
 // end of their handshake, are limited, in all and per source; beyond the limit
 // the SYN is dropped and the client's retransmission tries again.
 //
+// Connections are opened towards clients as well (dial.go), from whatever address the
+// client is to see: [Stack.DialTCP]. They count as attempts of nobody.
+//
 // A SYN for the four-tuple of a connection in TIME-WAIT ends the old connection
 // and starts a new one (RFC 6191 §2, RFC 1122 §4.2.2.13). netstack alone would
 // look for a listening socket, find none and drop it; clients that reuse their
@@ -54,7 +57,8 @@
 // # Limits and timeouts
 //
 //   - half-open attempts: [Options.HalfOpen], [Options.HalfOpenPerSource]
-//   - handshake: 10 s from Accept to the client's ACK (handshakeTimeout)
+//   - handshake: 10 s from Accept to the client's ACK, or from DialTCP to its
+//     SYN-ACK (handshakeTimeout)
 //   - keepalive: a peer that is gone is noticed after 60 s + 8 × 15 s
 //   - after Close: 60 s for a client that takes no more data (closeTimeout), 60 s
 //     for one that does not close its own direction

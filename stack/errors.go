@@ -19,6 +19,10 @@ func toError(err tcpip.Error) error {
 		return syscall.EAFNOSUPPORT
 	case *tcpip.ErrAlreadyConnected:
 		return syscall.EISCONN
+	case *tcpip.ErrBadLocalAddress:
+		return syscall.EADDRNOTAVAIL
+	case *tcpip.ErrPortInUse:
+		return syscall.EADDRINUSE
 	case *tcpip.ErrClosedForSend:
 		return syscall.EPIPE
 	case *tcpip.ErrConnectionRefused:

@@ -75,21 +75,28 @@ func (r *TCPRequest) Accept() (*Conn, error) {
 	if err != nil {
 		return nil, r.handshakeError(err)
 	}
+	if err := setOptions(ep); err != nil {
+		ep.Abort()
+		return nil, err
+	}
+	return newConn(r.s, ep, wq, r.src, r.dst, handshake), nil
+}
+
+// setOptions sets the options of a connection, whoever has opened it.
+func setOptions(ep tcpip.Endpoint) error {
 	ep.SocketOptions().SetKeepAlive(true)
 	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
 	for _, o := range []tcpip.SettableSocketOption{&idle, &interval} {
 		if err := ep.SetSockOpt(o); err != nil {
-			ep.Abort()
-			return nil, toError(err)
+			return toError(err)
 		}
 	}
 	if err := ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount); err != nil {
-		ep.Abort()
-		return nil, toError(err)
+		return toError(err)
 	}
 	// Data goes out as it comes in: the far end has decided how to cut it.
 	ep.SocketOptions().SetDelayOption(false)
-	return newConn(r.s, ep, wq, r.src, r.dst, handshake), nil
+	return nil
 }
 
 // handshakeError says in the words of a server what CreateEndpoint says in those
@@ -197,7 +204,7 @@ type attempt struct {
 type halfOpen struct {
 	limit, perSource int
 
-	// handlers counts the goroutines that serve attempts. It is added to
+	// handlers counts the goroutines that serve attempts, or make them. It is added to
 	// under mu and only while ending is false, so never during end's Wait.
 	handlers sync.WaitGroup
 
@@ -238,6 +245,18 @@ func (h *halfOpen) admit(src, dst netip.AddrPort, syn header.TCP, pkt *gstack.Pa
 		end:   end,
 	}
 	h.sources[src.Addr()]++
+	h.handlers.Add(1)
+	return true
+}
+
+// enter takes part in what end waits for, unless it has begun; handlers.Done must
+// follow.
+func (h *halfOpen) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ending {
+		return false
+	}
 	h.handlers.Add(1)
 	return true
 }

@@ -185,6 +185,15 @@ func (h *Host) DialTCP(ctx context.Context, from, to netip.AddrPort) (*Conn, err
 	return &Conn{Conn: gonet.NewTCPConn(wq, ep), ep: ep}, nil
 }
 
+// ListenTCP returns a listener at an address of the Host, or at any other.
+func (h *Host) ListenTCP(at netip.AddrPort) (net.Listener, error) {
+	l, err := gonet.ListenTCP(h.net, fullAddress(at), protocol(at.Addr()))
+	if err != nil {
+		return nil, errno(err)
+	}
+	return l, nil
+}
+
 // UDPConn is a UDP socket of a [Host]. Write is for one that was dialled.
 type UDPConn struct{ *udpConn }
 
