@@ -97,6 +97,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 			return
 		}
 	}
+	f.relayed.Store(true)
 	if !r.relayInLoop(f, client, upstream) {
 		f.Ended(relay.Relay(dial, client, upstream, &f.counters))
 		f.Tell()

@@ -20,16 +20,17 @@ type End string
 
 // The ends of flows.
 const (
-	EndEOF      End = "eof"      // both sides had said all
-	EndIdle     End = "idle"     // UDP: nothing came for long
-	EndClient   End = "client"   // the client broke it
-	EndUpstream End = "upstream" // the upstream broke it
-	EndCanceled End = "canceled" // tunroute stopped
-	EndRefused  End = "refused"  // the target refused it
-	EndFailed   End = "failed"   // it could not be connected
-	EndRejected End = "rejected" // a rule refused or ignored it
-	EndOrphan   End = "orphan"   // a fake address without a name
-	EndLimit    End = "limit"    // there were too many flows
+	EndEOF      End = "eof"        // both sides had said all
+	EndIdle     End = "idle"       // nothing came for long
+	EndHalf     End = "half-close" // nor the end of the other direction, when one had ended
+	EndClient   End = "client"     // the client broke it
+	EndUpstream End = "upstream"   // the upstream broke it
+	EndCanceled End = "canceled"   // tunroute stopped
+	EndRefused  End = "refused"    // the target refused it
+	EndFailed   End = "failed"     // it could not be connected
+	EndRejected End = "rejected"   // a rule refused or ignored it
+	EndOrphan   End = "orphan"     // a fake address without a name
+	EndLimit    End = "limit"      // there were too many flows
 )
 
 // Record tells of a flow that has ended.

@@ -122,6 +122,8 @@ type Options struct {
 	MaxFlows       int           // TCP flows; 0: DefaultMaxFlows
 	MaxUDPSessions int           // 0: udpnat.DefaultMaxSessions
 	UDPIdle        time.Duration // 0: udpnat.DefaultIdle
+	TCPIdle        time.Duration // how long a TCP flow may be silent; 0: for ever
+	HalfClose      time.Duration // the same when one side has ended
 }
 
 // Router serves flows. Its methods are safe for concurrent use.
@@ -149,7 +151,7 @@ func New(o Options) (*Router, error) {
 		o.MaxFlows = DefaultMaxFlows
 	}
 	r := &Router{opts: o, log: o.Logger, echoes: make(chan struct{}, maxEchoes)}
-	r.flows.init(o.MaxFlows)
+	r.flows.init(o.MaxFlows, o.TCPIdle, o.HalfClose)
 	r.udp = udpnat.New(udpnat.Options{
 		Decide:      r.decideUDP,
 		Writer:      o.UDP,
@@ -278,8 +280,8 @@ func (f *tcpFlow) settle(e End, err error) {
 	if f.upstream != nil {
 		f.upstream.Close()
 	}
-	if f.evicted.Load() {
-		e, err = EndLimit, errEvicted
+	if c := f.cut.Load(); c != nil {
+		e, err = c.end, c.err
 	}
 	f.rec.Took = time.Since(f.rec.Start)
 	f.rec.end(e, err)

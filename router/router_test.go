@@ -307,6 +307,83 @@ func TestLimitEvictsOnlyWhatIsIdle(t *testing.T) {
 	})
 }
 
+// TestSilence: a flow is ended when nothing has come for long, sooner if one side has
+// ended, and not while its dial takes its time.
+func TestSilence(t *testing.T) {
+	const idle, halfClose = time.Hour, 10 * time.Minute
+	for _, c := range []struct {
+		name string
+		do   func(far, upstream net.Conn)
+		want time.Duration // from the accept
+		log  string
+	}{
+		{"silent", func(_, _ net.Conn) {}, idle, "end=idle"},
+		{"half-closed by the client", func(far, _ net.Conn) { far.(*pipeConn).CloseWrite() }, halfClose, "end=half-close"},
+		{"half-closed by the upstream", func(_, upstream net.Conn) { upstream.(*pipeConn).CloseWrite() }, halfClose, "end=half-close"},
+		{"half-closed and used", func(far, upstream net.Conn) {
+			far.(*pipeConn).CloseWrite()
+			for range 10 {
+				time.Sleep(halfClose * 3 / 4)
+				upstream.Write([]byte("x"))
+				far.Read(make([]byte, 1))
+			}
+		}, halfClose*30/4 + halfClose, "end=half-close"},
+		{"used", func(far, upstream net.Conn) {
+			time.Sleep(idle * 3 / 4)
+			far.Write([]byte("x"))
+			upstream.Read(make([]byte, 1))
+		}, idle * 7 / 4, "end=idle"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := slowDialer{newDialer(), 2 * idle}
+			r, _, log := newRouter(t, d, Options{TCPIdle: idle, HalfClose: halfClose})
+			ctx, cancel := context.WithCancel(t.Context())
+			var parts sync.WaitGroup
+			parts.Go(func() { r.flows.watch(ctx) })
+			q, begun := newRequest("192.0.2.1:80"), time.Now()
+			parts.Go(func() { r.ServeTCP(ctx, q); cancel() })
+			parts.Go(func() { c.do(<-q.far, <-d.far) })
+			<-ctx.Done()
+			if took := time.Since(begun) - 2*idle; took < c.want || took > c.want+3*watchInterval {
+				t.Errorf("%s: it ended after %v, want %v", c.name, took, c.want)
+			}
+			parts.Wait()
+			if !strings.Contains(log.String(), c.log+" err=") {
+				t.Errorf("%s: the record lacks %s: %s", c.name, c.log, log)
+			}
+			if !d.last.reset {
+				t.Errorf("%s: the upstream was not reset", c.name)
+			}
+		})
+	}
+}
+
+// slowDialer takes its time.
+type slowDialer struct {
+	*fakeDialer
+	takes time.Duration
+}
+
+func (d slowDialer) DialTCP(ctx context.Context, t flow.Target) (outbound.Conn, error) {
+	time.Sleep(d.takes)
+	return d.fakeDialer.DialTCP(ctx, t)
+}
+
+// BenchmarkLook is what a tick costs when as many flows are open as may be.
+func BenchmarkLook(b *testing.B) {
+	var g registry
+	g.init(DefaultMaxFlows, time.Hour, time.Minute)
+	now := time.Now()
+	for range DefaultMaxFlows {
+		f := &tcpFlow{rec: Record{Start: now}}
+		f.relayed.Store(true)
+		g.add(f, func(error) {})
+	}
+	for b.Loop() {
+		g.look(now)
+	}
+}
+
 func TestSwapDecidesNewFlows(t *testing.T) {
 	d := newDialer()
 	r, _, _ := newRouter(t, d, Options{})

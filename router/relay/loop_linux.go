@@ -357,6 +357,7 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 			return 0
 		case err == io.EOF:
 			f.upDone = true
+			f.n.OneWay.Store(true)
 			// If the upstream has gone already, its own direction says so.
 			_ = syscall.Shutdown(int(f.fd), syscall.SHUT_WR)
 			return 0
@@ -416,6 +417,7 @@ func (f *Flow) atEnd() {
 		f.fail(Upstream, os.NewSyscallError("read", err))
 	default:
 		f.downDone = true
+		f.n.OneWay.Store(true)
 		_ = f.client.CloseWrite()
 	}
 }

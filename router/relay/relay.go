@@ -20,6 +20,8 @@ type Conn interface {
 type Counters struct {
 	Up   atomic.Int64 // from the client
 	Down atomic.Int64 // to the client
+
+	OneWay atomic.Bool // one direction has ended in order
 }
 
 // End says how a flow ended.
@@ -63,7 +65,7 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 //
 // The error is what broke, nil for EOF.
 func Relay(ctx context.Context, client, upstream Conn, n *Counters) (End, error) {
-	r := &relay{client: client, upstream: upstream}
+	r := &relay{client: client, upstream: upstream, n: n}
 	stop := context.AfterFunc(ctx, func() { r.fail(Canceled, context.Cause(ctx)) })
 	defer stop()
 
@@ -85,6 +87,7 @@ func Relay(ctx context.Context, client, upstream Conn, n *Counters) (End, error)
 
 type relay struct {
 	client, upstream Conn
+	n                *Counters
 
 	mu     sync.Mutex
 	failed bool // both connections are closed
@@ -96,6 +99,7 @@ type relay struct {
 func (r *relay) half(dst, src Conn, n *atomic.Int64, to, from End) {
 	side, err := pump(dst, src, n, to, from)
 	if err == nil {
+		r.n.OneWay.Store(true)
 		// The other side may have gone already; its direction says so.
 		_ = dst.CloseWrite()
 		return

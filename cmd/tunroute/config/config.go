@@ -361,6 +361,13 @@ type Timeouts struct {
 	Request time.Duration `yaml:"request"`
 	// For another datagram, until a UDP conversation is over.
 	UDPIdle time.Duration `yaml:"udp-idle"`
+	// For another byte, either way, until a TCP connection is reset. For ever
+	// where nothing is said: a client or server that has gone is noticed without
+	// it. RFC 5382 asks for two hours and four minutes at least.
+	TCPIdle time.Duration `yaml:"tcp-idle,omitempty"`
+	// The same for a connection of which one side has ended its direction. For
+	// ever where nothing is said.
+	HalfClose time.Duration `yaml:"half-close,omitempty"`
 }
 
 // Limits is how much to hold at once.

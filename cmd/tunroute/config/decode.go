@@ -191,12 +191,6 @@ func short(s string) string {
 	return s
 }
 
-// later are keys that a later release will have, by struct and key.
-var later = map[string]string{
-	"Timeouts.tcp-idle":   "ending idle TCP connections",
-	"Timeouts.half-close": "ending half-closed TCP connections",
-}
-
 // fields decodes a mapping into the fields of a struct with its keys as tags.
 func (d *decoder) fields(n *yaml.Node, v reflect.Value, name string) {
 	if isNull(n) {
@@ -219,11 +213,7 @@ func (d *decoder) fields(n *yaml.Node, v reflect.Value, name string) {
 		key := p.key.Value
 		i, ok := fields[key]
 		if !ok {
-			if what := later[v.Type().Name()+"."+key]; what != "" {
-				d.errorf(p.key, "leave it out", "%s is not supported yet: %s", key, what)
-			} else {
-				d.errorf(p.key, unknownKeyHint(key, known), "%s has no key %q", name, short(key))
-			}
+			d.errorf(p.key, unknownKeyHint(key, known), "%s has no key %q", name, short(key))
 			continue
 		}
 		if v.Type().Field(i).Tag.Get("secret") == "reference" {

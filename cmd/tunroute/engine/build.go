@@ -319,6 +319,8 @@ func needsRestart(was, is *config.Config) string {
 		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
 		{"limits", was.Limits, is.Limits},
 		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
+		{"timeouts.tcp-idle", was.Timeouts.TCPIdle, is.Timeouts.TCPIdle},
+		{"timeouts.half-close", was.Timeouts.HalfClose, is.Timeouts.HalfClose},
 	} {
 		if !config.Same(part.was, part.is) {
 			return part.name

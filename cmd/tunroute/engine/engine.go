@@ -106,6 +106,8 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 		MaxFlows:       cfg.Limits.Flows,
 		MaxUDPSessions: cfg.Limits.UDPSessions,
 		UDPIdle:        cfg.Timeouts.UDPIdle,
+		TCPIdle:        cfg.Timeouts.TCPIdle,
+		HalfClose:      cfg.Timeouts.HalfClose,
 	})
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -28,6 +29,17 @@ func TestFlowLimit(t *testing.T) {
 		t.Errorf("the first ended by %q", end)
 	}
 	l.MustDial("ip4", "www.test", 80)
+}
+
+// TestSilentFlow: the client is told by a reset of a flow that nobody has used for long.
+func TestSilentFlow(t *testing.T) {
+	a, _ := twoServers(t)
+	l := enginetest.Start(t, "upstreams: {a: 'socks5h://%s'}\nrules: [{via: a}]\ntimeouts: {tcp-idle: 200ms}\n", a)
+	c := l.MustDial("ip4", "www.test", 80)
+	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read: %v, want ECONNRESET", err)
+	}
+	l.Next().Has(t, enginetest.Record{"end": "idle", "err": "timeouts.tcp-idle"})
 }
 
 // TestHalfOpenLimit: a source with too many attempts that wait has to wait with

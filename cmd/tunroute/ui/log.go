@@ -20,8 +20,8 @@ import (
 //	out       the outbound; hops, where it has several, nearest first
 //	up, down  payload bytes from and to the client
 //	took      duration
-//	end       how the flow ended: eof idle client upstream canceled refused
-//	          failed rejected orphan limit
+//	end       how the flow ended: eof idle half-close client upstream canceled
+//	          refused failed rejected orphan limit
 //	err       what went wrong, with the hop and its reply
 const keyEnd = "end"
 
