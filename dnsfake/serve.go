@@ -122,9 +122,11 @@ func (w *tcpWriter) write(answer []byte) error {
 
 // Serve answers what comes in by open sockets, until ctx ends, and then returns
 // nil; or until one of them breaks. It owns the sockets and closes them, and
-// when it returns everything that it started has stopped. Answers go out from
-// the address that a socket is bound to, which for the wildcard address may be
-// another one than the client asked.
+// when it returns everything that it started has stopped. On Linux answers go out
+// from the address that was asked; elsewhere from the one that a socket is bound to,
+// which for the wildcard address may be another. Several sockets for one address
+// share its questions if they are open that way (SO_REUSEPORT), each with a
+// goroutine.
 func (s *Server) Serve(ctx context.Context, packets []net.PacketConn, listeners []net.Listener) error {
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -152,6 +154,14 @@ func (s *Server) Serve(ctx context.Context, packets []net.PacketConn, listeners 
 
 // servePackets answers the datagrams of one socket.
 func (s *Server) servePackets(ctx context.Context, conn net.PacketConn) error {
+	if udp, ok := conn.(*net.UDPConn); ok {
+		return s.serveUDP(ctx, udp)
+	}
+	return s.serveOneByOne(ctx, conn)
+}
+
+// serveOneByOne answers the datagrams of one socket.
+func (s *Server) serveOneByOne(ctx context.Context, conn net.PacketConn) error {
 	var forward sync.WaitGroup // bounded by Options.MaxForwards
 	defer forward.Wait()
 	buf := make([]byte, maxMessage)

@@ -96,13 +96,19 @@ func (b *bridge) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {
 // FlushUDP implements stack.UDPFlusher.
 func (b *bridge) FlushUDP() { b.engine.router.FlushUDP() }
 
+// answerBuffers hold the answers that the DNS server gives at once.
+var answerBuffers = sync.Pool{New: func() any { b := make([]byte, 512); return &b }}
+
 // serveDNS answers a query as if dst had. What needs no resolver is answered at
 // once.
 func (b *bridge) serveDNS(src, dst netip.AddrPort, query []byte) {
-	if answer, done := b.engine.dns.AnswerNow(query); done {
-		if answer != nil {
-			_ = b.WriteUDP(answer, dst, src)
-		}
+	buf := answerBuffers.Get().(*[]byte)
+	answer, done := b.engine.dns.AnswerInto(*buf, query)
+	if answer != nil {
+		_ = b.WriteUDP(answer, dst, src)
+	}
+	answerBuffers.Put(buf)
+	if done {
 		return
 	}
 	select {

@@ -182,3 +182,19 @@ func TestListenerTaken(t *testing.T) {
 		t.Errorf("the device was left open: %v", err)
 	}
 }
+
+// TestListenersAreOurs: another daemon cannot have the same listeners, although a
+// daemon has several sockets for each.
+func TestListenersAreOurs(t *testing.T) {
+	at := outboundtest.ClosedPort(t, enginetest.Loopback)
+	const text = "rules: [{via: reject}]\ndns: {listen: ['%s']}\n"
+	l := enginetest.Start(t, text, at)
+	l.Lookup("ip4", "www.test") // and so it listens
+	e, err := engine.New(enginetest.Parse(t, text, at), engine.Options{Device: stacktest.NewWire(0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Run(enginetest.Within(t)); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("Run: %v, want that the address is in use", err)
+	}
+}

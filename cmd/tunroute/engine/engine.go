@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -275,22 +276,31 @@ func (e *Engine) listenIdent(ctx context.Context, opened *closers) (listeners []
 	return listeners, nil
 }
 
-// listenDNS opens the listeners of dns.listen.
+// listenDNS opens the listeners of dns.listen: for UDP a socket for each processor,
+// among which the kernel shares out the clients, where it can do so.
 func (e *Engine) listenDNS(ctx context.Context, opened *closers) (packets []net.PacketConn, listeners []net.Listener, err error) {
 	var lc net.ListenConfig
+	shared, sockets := net.ListenConfig{Control: sharePort}, 1
+	if sharePort != nil {
+		sockets = runtime.GOMAXPROCS(0)
+	}
 	for _, a := range e.current.Load().DNS.Listen {
-		p, err := lc.ListenPacket(ctx, "udp", a.String())
-		if err != nil {
-			return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
-		}
-		opened.add(p)
-		packets = append(packets, p)
+		// First the one that nobody else can have as well: the others would
+		// be shared with another daemon.
 		l, err := lc.Listen(ctx, "tcp", a.String())
 		if err != nil {
 			return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
 		}
 		opened.add(l)
 		listeners = append(listeners, l)
+		for range sockets {
+			p, err := shared.ListenPacket(ctx, "udp", a.String())
+			if err != nil {
+				return nil, nil, fmt.Errorf("dns.listen %v: %w", a, err)
+			}
+			opened.add(p)
+			packets = append(packets, p)
+		}
 	}
 	return packets, listeners, nil
 }
