@@ -152,10 +152,11 @@ func modes(name string) dnsfake.Mode {
 func TestDig(t *testing.T) {
 	dig := tool(t, "dig", "bind9-dnsutils")
 	upstream := startDnsmasq(t)
-	resolver, err := resolve.New(resolve.Options{Servers: []netip.AddrPort{upstream}})
+	resolver, err := resolve.New(resolve.Options{Servers: []resolve.Server{resolve.Plain(upstream, nil)}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resolver.Close()
 	pool, err := dnsfake.NewPool(dnsfake.PoolOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -250,10 +251,13 @@ func TestDig(t *testing.T) {
 func TestResolverAgainstDnsmasq(t *testing.T) {
 	upstream := startDnsmasq(t)
 	dead := freePort(t) // refuses at once
-	r, err := resolve.New(resolve.Options{Servers: []netip.AddrPort{dead, upstream}})
+	r, err := resolve.New(resolve.Options{Servers: []resolve.Server{resolve.Plain(dead, nil), resolve.Plain(upstream, nil)}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
+	c := resolve.NewCache(resolve.CacheOptions{Choose: func(string) *resolve.Resolver { return r }})
+	defer c.Close()
 	for _, tt := range []struct {
 		network, host, want string
 		notFound            bool
@@ -266,7 +270,7 @@ func TestResolverAgainstDnsmasq(t *testing.T) {
 		{"ip6", "v4.local.test", "", true},
 		{"ip", "nx.test", "", true},
 	} {
-		addrs, err := r.LookupNetIP(t.Context(), tt.network, tt.host)
+		addrs, err := c.LookupNetIP(t.Context(), tt.network, tt.host)
 		if tt.notFound {
 			var e *net.DNSError
 			if !errors.As(err, &e) || !e.IsNotFound {

@@ -24,7 +24,7 @@ type server struct {
 // newServer returns a server that answers so, and a Cache of what it says.
 func newServer(t *testing.T, serve func(net.Conn, []byte)) *server {
 	n := &network{serve: map[string]func(net.Conn, []byte){"udp " + serverA.String(): serve}}
-	return &server{n, NewCache(n.resolver(t, serverA))}
+	return &server{n, cacheOf(t, n.resolver(t, serverA))}
 }
 
 // answer changes what the server answers.
@@ -48,7 +48,7 @@ func (s *server) questions() int {
 func (s *server) lookup(t *testing.T, want string, questions int) {
 	t.Helper()
 	addrs, err := s.cache.LookupNetIP(t.Context(), "ip4", "www.test")
-	if got := outcome(addrs, err); got != want {
+	if got := said(addrs, err); got != want {
 		t.Errorf("%s, want %s; error %v", got, want, err)
 	}
 	clear(addrs) // they are the caller's own
@@ -57,7 +57,7 @@ func (s *server) lookup(t *testing.T, want string, questions int) {
 	}
 }
 
-func outcome(addrs []netip.Addr, err error) string {
+func said(addrs []netip.Addr, err error) string {
 	var e *net.DNSError
 	switch {
 	case err == nil:
@@ -210,16 +210,22 @@ func TestCacheServesStale(t *testing.T) {
 			}
 			last := "udp " + servers[3].String()
 			n.serve[last] = replies(rr("www.test. 60 IN A 192.0.2.1"))
-			s := &server{n, NewCache(n.resolver(t, servers...))}
+			s := &server{n, cacheOf(t, n.resolver(t, servers...))}
 			s.lookup(t, was, 4) // with nothing to stand in, all are waited for
 			n.serve[last] = silence
 			time.Sleep(time.Minute)
 			start := time.Now()
-			s.lookup(t, was, 3)
+			s.lookup(t, was, 1)
 			if took := time.Since(start); took != stalePatience {
 				t.Errorf("it took %v, want %v", took, stalePatience)
 			}
 			s.lookup(t, was, 0)
+			s.mu.Lock()
+			n.serve[last] = replies(rr("www.test. 60 IN A 192.0.2.2"))
+			s.mu.Unlock()
+			time.Sleep(6*time.Second - stalePatience)
+			synctest.Wait()
+			s.lookup(t, is, 3) // it was asked for meanwhile
 		},
 	} {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
@@ -301,7 +307,7 @@ func TestCacheAsksOnce(t *testing.T) {
 			t.Errorf("%d questions, want 1", n)
 		}
 		second.addrs[0] = netip.Addr{} // it is its own
-		if got := outcome(third.addrs, third.err); got != "[192.0.2.1]" {
+		if got := said(third.addrs, third.err); got != "[192.0.2.1]" {
 			t.Errorf("the other got %s", got)
 		}
 		s.lookup(t, "[192.0.2.1]", 0)
@@ -319,19 +325,15 @@ func TestCacheAsksAnewBesideAnEnd(t *testing.T) {
 			replies(rr("www.test. 60 IN A 192.0.2.1"))(conn, query)
 		}
 		dials := 0
-		r, err := New(Options{Servers: []netip.AddrPort{serverA}, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c := cacheOf(t, start(t, Options{Servers: []Server{Plain(serverA, func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if dials++; dials == 1 {
 				<-slow // whatever becomes of ctx
 			}
 			return n.dial(ctx, network, addr)
-		}, Timeout: time.Hour})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := NewCache(r)
+		})}, Timeout: time.Hour}))
 		lookup := func(ctx context.Context) <-chan string {
 			done := make(chan string, 1)
-			go func() { done <- outcome(c.LookupNetIP(ctx, "ip4", "www.test")) }()
+			go func() { done <- said(c.LookupNetIP(ctx, "ip4", "www.test")) }()
 			synctest.Wait()
 			return done
 		}
@@ -357,19 +359,24 @@ func TestCacheAsksAnewBesideAnEnd(t *testing.T) {
 	})
 }
 
-// TestCacheIsBounded: in entries, and in the addresses of one.
+// TestCacheIsBounded: in octets, and in the addresses of a look-up.
 func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t, func(conn net.Conn, query []byte) {
 			replies(func(a *dns.Msg) { rr(a.Question[0].Name + " 60 IN A 192.0.2.1")(a) })(conn, query)
 		})
-		for i := range maxEntries + 100 {
+		s.cache.opts.MaxBytes = 100 << 10
+		for i := range 1000 {
 			if _, err := s.cache.LookupNetIP(t.Context(), "ip4", fmt.Sprintf("n%d.test", i)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n, m := len(s.cache.entries), s.cache.used.Len(); n != maxEntries || m != n {
-			t.Errorf("%d entries, %d in order, want %d", n, m, maxEntries)
+		var sum int
+		for _, el := range s.cache.entries {
+			sum += el.Value.(*entry).size()
+		}
+		if got := s.cache.Stats(); sum != got.Bytes || sum > 100<<10 || sum < 99<<10 || got.Entries != len(s.cache.entries) || got.Entries < 150 {
+			t.Errorf("%+v, and %d octets in %d entries", got, sum, len(s.cache.entries))
 		}
 		s.answer(replies(func(a *dns.Msg) {
 			for i := range maxAddrs + 6 {
@@ -390,12 +397,13 @@ type kept struct {
 	name         string // and family
 	want         string
 	until, stale time.Time
+	size         int
 }
 
 // TestCacheAgainstOracle: names that come, move, vanish and fail at random times,
 // looked up at random times, in a cache with room for half of them.
 func TestCacheAgainstOracle(t *testing.T) {
-	const size, ops = 6, 5000
+	const size, ops = 3000, 5000
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	synctest.Test(t, func(t *testing.T) {
@@ -406,8 +414,9 @@ func TestCacheAgainstOracle(t *testing.T) {
 		}
 		var now truth // of the name that is looked up next
 		s := newServer(t, func(conn net.Conn, query []byte) { replies(now.reply)(conn, query) })
-		s.cache.max = size
-		var all []kept // the last used last
+		s.cache.opts.MaxBytes = size
+		s.cache.popular = ops // of which the oracle knows nothing
+		var all []kept        // the last used last
 		for op := range ops {
 			name := string(rune('a'+rnd.IntN(6))) + ".test"
 			family, rtype, addr := "ip4", "A", fmt.Sprintf("192.0.2.%d", rnd.IntN(256))
@@ -444,17 +453,26 @@ func TestCacheAgainstOracle(t *testing.T) {
 				all = append(all, e)
 			case now.keep > 0:
 				until := t0.Add(time.Duration(now.keep) * time.Second)
-				all = append(all, kept{k, want, until, until.Add(24 * time.Hour)})
-			}
-			if len(all) > size {
-				all = all[1:]
+				all = append(all, kept{k, want, until, until.Add(24 * time.Hour), 0})
 			}
 
 			addrs, err := s.cache.LookupNetIP(t.Context(), family, name)
-			if got, n := outcome(addrs, err), s.questions(); got != want || n != questions {
+			if got, n := said(addrs, err), s.questions(); got != want || n != questions {
 				t.Fatalf("seed %#x, operation %d, %s: %s with %d questions, want %s with %d", seed, op, k, got, n, want, questions)
 			}
-			if len(s.cache.entries) != len(all) || s.cache.used.Len() != len(all) || len(s.cache.asking) != 0 {
+			qtype := map[string]uint16{"ip4": dns.TypeA, "ip6": dns.TypeAAAA}[family]
+			if el := s.cache.entries[keyOf(name, qtype)]; el != nil && len(all) > 0 {
+				all[len(all)-1].size = el.Value.(*entry).size()
+			}
+			total := 0
+			for _, e := range all {
+				total += e.size
+			}
+			for total > size {
+				total -= all[0].size
+				all = all[1:]
+			}
+			if s.cache.size != total || len(s.cache.entries) != len(all) || s.cache.used.Len() != len(all) || len(s.cache.asking) != 0 {
 				t.Fatalf("seed %#x, operation %d: %d entries, want %d", seed, op, len(s.cache.entries), len(all))
 			}
 			time.Sleep(time.Duration([]int{0, 1, 10, 30, 300, 80000}[rnd.IntN(6)]) * time.Second)
@@ -469,7 +487,7 @@ func TestCacheOfManyAtOnce(t *testing.T) {
 		s := newServer(t, byType(
 			replies(func(a *dns.Msg) { rr(a.Question[0].Name + " 1 IN A 192.0.2.1")(a) }),
 			replies(func(a *dns.Msg) { rr(a.Question[0].Name + " 2 IN AAAA 2001:db8::1")(a) })))
-		s.cache.max = 4
+		s.cache.opts.MaxBytes = 2000
 		errs := make(chan error)
 		for w := range 16 {
 			go func() {
@@ -480,7 +498,7 @@ func TestCacheOfManyAtOnce(t *testing.T) {
 						go cancel()
 					}
 					addrs, err := s.cache.LookupNetIP(ctx, "ip", fmt.Sprintf("n%d.test", rnd.IntN(4)))
-					if got := outcome(addrs, err); ctx.Err() == nil && got != "[192.0.2.1 2001:db8::1]" {
+					if got := said(addrs, err); ctx.Err() == nil && got != "[192.0.2.1 2001:db8::1]" {
 						errs <- fmt.Errorf("%s, %w", got, err)
 					}
 					cancel()
@@ -502,7 +520,7 @@ func TestCacheOfManyAtOnce(t *testing.T) {
 
 // TestCacheHitAllocates no more than the slice.
 func TestCacheHitAllocates(t *testing.T) {
-	c := NewCache(filled(t))
+	c := cacheOf(t, filled(t))
 	for _, network := range []string{"ip", "ip4"} {
 		lookup := func() {
 			if addrs, err := c.LookupNetIP(t.Context(), network, "www.test"); err != nil || len(addrs) != 1 {
@@ -517,7 +535,7 @@ func TestCacheHitAllocates(t *testing.T) {
 }
 
 func BenchmarkCacheHit(b *testing.B) {
-	c := NewCache(filled(b))
+	c := cacheOf(b, filled(b))
 	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
@@ -534,9 +552,5 @@ func filled(t testing.TB) *Resolver {
 		replies(rr("www.test. 86400 IN A 192.0.2.1")),
 		replies(ns(dns.RcodeSuccess, "test. 86400 IN SOA ns.test. a.test. 1 1 1 1 86400")),
 	)}}
-	r, err := New(Options{Servers: []netip.AddrPort{serverA}, Dial: n.dial, Timeout: time.Minute})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return start(t, Options{Servers: n.servers(serverA), Timeout: time.Minute})
 }

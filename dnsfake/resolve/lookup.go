@@ -6,40 +6,122 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
 )
 
-// The UDP size that look-ups offer: passes every path without fragments, as in
-// package dnsfake.
-const lookupUDP = 1232
-
 // LookupNetIP returns the addresses of host, like [net.Resolver.LookupNetIP]:
 // network is "ip", "ip4" or "ip6". IPv4 addresses come first, each family in the
-// order of the answer. An address literal, even with a final dot, is its own
-// answer, localhost and what is below it is loopback; neither is asked for. Search domains are not tried.
+// order of the answer each time. They are not rotated, since an order may mean something
+// and callers try all of them. Of a family's addresses the first 64 count. The slice is
+// the caller's own; it is all that is allocated where addresses are known and host is in
+// lower case.
 //
-// Errors are [*net.DNSError]: IsNotFound where there is no such name or it has
-// no address of the network, IsTimeout where no server answered in time. Of
-// "ip", one family suffices. It blocks like [Resolver.Exchange].
-func (r *Resolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+// An address literal, even with a final dot, is its own answer, localhost and what is
+// below it is loopback; neither is asked for. A name of a hosts file has the addresses
+// there. A name without final dot is tried with the domains of the search list, if
+// there is one, as resolv.conf(5) says.
+//
+// Errors are [*net.DNSError]: IsNotFound where there is no such name or it has no
+// address of the network, IsTimeout where no server answered in time. Of "ip", one
+// family suffices. The name in an error may be in lower case and without its final dot.
+// It blocks like [Cache.Exchange].
+func (c *Cache) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	name := canonical(host)
+	plain := c.opts.Search == nil || strings.HasSuffix(host, ".")
+	if plain && len(c.opts.Hosts) == 0 {
+		if addrs, ok, err := c.known(ctx, network, name); ok {
+			return addrs, err
+		}
+	}
 	if addrs, ok, err := unasked(network, host); ok {
 		return addrs, err
 	}
-	types := typesOf(network)
-	results := make([]result, len(types))
-	var wg sync.WaitGroup
-	for i, t := range types {
-		wg.Go(func() {
-			a, err := r.ask(ctx, host, t)
-			results[i] = resultOf(host, a.addrs, err)
-		})
+	for _, h := range c.opts.Hosts {
+		if addrs := h.lookup(name); addrs != nil {
+			if addrs = ofNetwork(addrs, network); len(addrs) == 0 {
+				return nil, notFound(host)
+			}
+			return addrs, nil
+		}
 	}
-	wg.Wait()
+	if plain {
+		return c.lookup(ctx, network, name)
+	}
+	conf, _ := c.opts.Search.Conf() // without it there is no list
+	var first error
+	for _, candidate := range conf.candidates(name) {
+		addrs, err := c.lookup(ctx, network, candidate)
+		var dnsErr *net.DNSError
+		switch {
+		case err == nil:
+			return addrs, nil
+		case errors.As(err, &dnsErr) && dnsErr.IsTimeout || ctx.Err() != nil:
+			// Another name may not stand in for one that is not heard of.
+			return nil, err
+		case first == nil || candidate == name:
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// lookup returns the addresses of a name, and asks for what is not known.
+func (c *Cache) lookup(ctx context.Context, network, name string) ([]netip.Addr, error) {
+	if addrs, ok, err := c.known(ctx, network, name); ok {
+		return addrs, err
+	}
+	types := typesOf(network)
+	now := time.Now()
+	outcomes := make([]outcome, len(types))
+	questions := make([]*question, len(types))
+	c.mu.Lock()
+	for i, t := range types {
+		k := keyOf(name, t)
+		if e := c.usable(k, now); e != nil {
+			c.use(ctx, e, now)
+			outcomes[i] = e.outcome(now)
+		} else if q, err := c.join(ctx, k, now); err != nil {
+			outcomes[i].err = err
+		} else {
+			questions[i] = q
+		}
+	}
+	c.mu.Unlock()
+	results := make([]result, len(types))
+	for i, q := range questions {
+		if q != nil {
+			outcomes[i] = c.wait(ctx, keyOf(name, types[i]), q)
+		}
+		results[i].addrs, results[i].err = outcomes[i].addrs(name)
+	}
 	return merge(results)
+}
+
+// known returns what a look-up comes to where nothing has to be asked for.
+func (c *Cache) known(ctx context.Context, network, name string) (addrs []netip.Addr, ok bool, err error) {
+	now := time.Now()
+	var entries [2]*entry
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	types := typesOf(network)
+	for i, t := range types {
+		if entries[i] = c.usable(keyOf(name, t), now); entries[i] == nil {
+			return nil, false, nil
+		}
+	}
+	var found [2][]netip.Addr
+	for i := range types {
+		c.use(ctx, entries[i], now)
+		found[i] = entries[i].answer.addrs[:min(len(entries[i].answer.addrs), maxAddrs)]
+	}
+	if addrs = slices.Concat(found[0], found[1]); addrs == nil {
+		err = notFound(name)
+	}
+	return addrs, len(types) > 0, err
 }
 
 // typesOf returns the questions for a network; nil where it is none.
@@ -55,6 +137,17 @@ func typesOf(network string) []uint16 {
 	return nil
 }
 
+// ofNetwork returns the addresses that are of a network, in a slice of its own.
+func ofNetwork(addrs []netip.Addr, network string) []netip.Addr {
+	var list []netip.Addr
+	for _, a := range addrs {
+		if network == "ip" || a.Is4() == (network == "ip4") {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
 // unasked is the result of a look-up that nobody has to be asked for; false where
 // somebody has to.
 func unasked(network, host string) ([]netip.Addr, bool, error) {
@@ -62,20 +155,17 @@ func unasked(network, host string) ([]netip.Addr, bool, error) {
 		return nil, true, &net.DNSError{Err: fmt.Sprintf("network %q is not ip, ip4 or ip6", network), Name: host}
 	}
 	if known, ok := literal(host); ok {
-		var addrs []netip.Addr
-		for _, a := range known {
-			if network == "ip" || a.Is4() == (network == "ip4") {
-				addrs = append(addrs, a)
-			}
+		if addrs := ofNetwork(known, network); addrs != nil {
+			return addrs, true, nil
 		}
-		if addrs == nil {
-			return nil, true, notFound(host)
-		}
-		return addrs, true, nil
+		return nil, true, notFound(host)
 	}
 	// A backslash would be read as an escape.
 	if _, ok := dns.IsDomainName(host); !ok || host == "" || strings.Contains(host, `\`) {
 		return nil, true, notFound(host)
+	}
+	if _, ok := keyOf(canonical(host), dns.TypeA).query(); !ok {
+		return nil, true, notFound(host) // a label is too long, or empty
 	}
 	return nil, false, nil
 }
@@ -84,13 +174,6 @@ func unasked(network, host string) ([]netip.Addr, bool, error) {
 type result struct {
 	addrs []netip.Addr
 	err   error
-}
-
-func resultOf(host string, addrs []netip.Addr, err error) result {
-	if err == nil && len(addrs) == 0 {
-		err = notFound(host)
-	}
-	return result{addrs, err}
 }
 
 // merge makes one result of those of the families, in a slice of its own.
@@ -119,41 +202,10 @@ func literal(host string) ([]netip.Addr, bool) {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr.Unmap()}, true
 	}
-	name := strings.ToLower(host)
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761 §6.3
+	if below(lower(host), "localhost") { // RFC 6761 §6.3
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, true
 	}
 	return nil, false
-}
-
-// answer is what servers say about one type of address. Without addresses it says
-// that there are none.
-type answer struct {
-	addrs []netip.Addr
-	ttl   time.Duration // how long it may be kept; 0: not at all
-}
-
-// ask asks for one type of address. An error says that nobody knows.
-func (r *Resolver) ask(ctx context.Context, host string, qtype uint16) (answer, error) {
-	var query dns.Msg
-	query.SetQuestion(dns.Fqdn(host), qtype)
-	query.SetEdns0(lookupUDP, false)
-	msg, err := query.Pack()
-	if err != nil {
-		return answer{}, nil // a label is too long, or empty
-	}
-	reply, err := r.Exchange(ctx, msg, "tcp")
-	if err != nil {
-		return answer{}, unanswered(host, err)
-	}
-	a, code, err := addresses(reply, host, qtype)
-	switch {
-	case err != nil:
-		return answer{}, &net.DNSError{UnwrapErr: err, Err: err.Error(), Name: host, IsTemporary: true}
-	case code != dns.RcodeSuccess && code != dns.RcodeNameError:
-		return answer{}, &net.DNSError{Err: "server says " + dns.RcodeToString[code], Name: host, IsTemporary: true}
-	}
-	return a, nil
 }
 
 // unanswered is the error for a question that nobody has answered.
@@ -168,80 +220,13 @@ func unanswered(host string, err error) error {
 	}
 }
 
+// failed is the error for an answer that is none.
+func failed(host string, rcode int) error {
+	return &net.DNSError{Err: "server says " + codeText(rcode), Name: host, IsTemporary: true}
+}
+
 // notFound is the error for a name without addresses, in the words of package
 // net, which programs look for.
 func notFound(host string) error {
 	return &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
-
-const (
-	// An answer is kept for a day at most, whatever it says: RFC 8767 §4 asks
-	// for a bound, and a week, which it allows, is long for a mistake.
-	maxTTL = 24 * time.Hour
-	// That there is no address is kept for five minutes at most (RFC 2308 §5
-	// allows hours): who adds the missing record waits to see it work.
-	maxNegativeTTL = 5 * time.Minute
-)
-
-// addresses returns the addresses of host in a reply, by way of its aliases, and
-// the response code. Only what is said without an error has addresses.
-func addresses(reply []byte, host string, qtype uint16) (answer, int, error) {
-	var m dns.Msg
-	if err := m.Unpack(reply); err != nil {
-		return answer{}, 0, fmt.Errorf("malformed answer: %w", err)
-	}
-	aliases := make(map[string]*dns.CNAME)
-	for _, rr := range m.Answer {
-		if c, ok := rr.(*dns.CNAME); ok {
-			aliases[dns.CanonicalName(c.Hdr.Name)] = c
-		}
-	}
-	name := dns.CanonicalName(host)
-	ttl := maxTTL
-	for range aliases { // no chain is longer, and a circle ends too
-		c := aliases[name]
-		if c == nil {
-			break
-		}
-		name = dns.CanonicalName(c.Target)
-		ttl = min(ttl, seconds(c.Hdr.Ttl))
-	}
-	if m.Rcode != dns.RcodeSuccess {
-		return answer{ttl: min(ttl, negativeTTL(&m, name))}, m.Rcode, nil
-	}
-	var addrs []netip.Addr
-	for _, rr := range m.Answer {
-		if dns.CanonicalName(rr.Header().Name) != name {
-			continue
-		}
-		var ip net.IP
-		switch rr := rr.(type) {
-		case *dns.A:
-			ip = rr.A
-		case *dns.AAAA:
-			ip = rr.AAAA
-		}
-		addr, ok := netip.AddrFromSlice(ip)
-		if addr = addr.Unmap(); ok && rr.Header().Rrtype == qtype {
-			addrs = append(addrs, addr)
-			ttl = min(ttl, seconds(rr.Header().Ttl))
-		}
-	}
-	if len(addrs) == 0 {
-		ttl = min(ttl, negativeTTL(&m, name))
-	}
-	return answer{addrs, ttl}, m.Rcode, nil
-}
-
-// negativeTTL is how long it is known that name has no address: as long as the SOA
-// of its zone says, and without one not at all (RFC 2308 §5).
-func negativeTTL(m *dns.Msg, name string) time.Duration {
-	for _, rr := range m.Ns {
-		if soa, ok := rr.(*dns.SOA); ok && dns.IsSubDomain(dns.CanonicalName(soa.Hdr.Name), name) {
-			return min(maxNegativeTTL, seconds(min(soa.Hdr.Ttl, soa.Minttl)))
-		}
-	}
-	return 0
-}
-
-func seconds(ttl uint32) time.Duration { return time.Duration(ttl) * time.Second }

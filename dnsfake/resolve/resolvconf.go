@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -16,60 +16,104 @@ const (
 
 	// More name servers than this no resolver asks (MAXNS of resolv.conf(5)).
 	maxServers = 3
+
+	// The most that glibc takes of "ndots".
+	maxNdots = 15
 )
 
-// SystemServers returns the name servers of a resolv.conf(5) file; an empty path
-// means /etc/resolv.conf. As glibc does, it returns the first three, passes over
-// what is no address, and takes the server on this machine, 127.0.0.1:53, where
-// none is left or /etc/resolv.conf does not exist.
-//
-// Where a system keeps its servers elsewhere (Windows) an empty path is an error
-// that Is [errors.ErrUnsupported]. The file is read each time.
-func SystemServers(path string) ([]netip.AddrPort, error) {
-	var data []byte
-	var err error
-	switch {
-	case path != "":
-		data, err = os.ReadFile(path)
-	case runtime.GOOS == "windows":
-		return nil, fmt.Errorf("name servers of this system: %w (name them in the config)", errors.ErrUnsupported)
-	default:
-		data, err = os.ReadFile(resolvConf)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return parseResolvConf(string(data)), nil
+// Conf is what a resolv.conf(5) says.
+type Conf struct {
+	Servers []netip.AddrPort
+	Search  []string // domains, in lower case and without final dot
+	Ndots   int      // names with fewer dots are tried with a domain first
 }
 
-// parseResolvConf returns the name servers in the text of a resolv.conf.
-func parseResolvConf(text string) []netip.AddrPort {
-	var servers []netip.AddrPort
+// System is how this machine resolves names: the content of a resolv.conf(5) file,
+// read again when it has changed. It is safe for concurrent use.
+type System struct{ file watched[Conf] }
+
+// NewSystem returns what a resolv.conf says; an empty path means /etc/resolv.conf.
+// Nothing is read yet.
+func NewSystem(path string) *System {
+	s := &System{}
+	s.file.path = path
+	if path == "" {
+		s.file.path = resolvConf
+	}
+	s.file.read = func(data []byte, err error) (Conf, error) {
+		switch {
+		case path == "" && runtime.GOOS == "windows":
+			return Conf{}, fmt.Errorf("name servers of this system: %w (name them in the config)", errors.ErrUnsupported)
+		case path == "" && errors.Is(err, fs.ErrNotExist):
+			return parseResolvConf(""), nil
+		case err != nil:
+			return Conf{}, err
+		}
+		return parseResolvConf(string(data)), nil
+	}
+	return s
+}
+
+// Conf returns what the file says now, as of at most five seconds ago. As glibc does,
+// it has the first three servers, passes over what is no address, and has the server
+// on this machine, 127.0.0.1:53, where none is left or /etc/resolv.conf does not exist.
+// Where a system keeps its servers elsewhere (Windows) an empty path is an error that Is
+// [errors.ErrUnsupported].
+func (s *System) Conf() (Conf, error) { return s.file.get() }
+
+// parseResolvConf reads the text of a resolv.conf. A keyword is at the start of its
+// line.
+func parseResolvConf(text string) Conf {
+	conf := Conf{Ndots: 1}
 	for line := range strings.Lines(text) {
 		if i := strings.IndexAny(line, "#;"); i >= 0 {
 			line = line[:i]
 		}
-		rest, ok := strings.CutPrefix(line, "nameserver") // at the start of its line
-		if !ok || strings.TrimLeft(rest, " \t") == rest {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || !strings.HasPrefix(line, fields[0]) {
 			continue
 		}
-		fields := strings.Fields(rest)
-		if len(fields) == 0 {
-			continue
-		}
-		addr, err := netip.ParseAddr(fields[0])
-		if err != nil {
-			continue
-		}
-		if servers = append(servers, netip.AddrPortFrom(addr, dnsPort)); len(servers) == maxServers {
-			break
+		switch fields[0] {
+		case "nameserver":
+			addr, err := netip.ParseAddr(fields[1])
+			if err == nil && len(conf.Servers) < maxServers {
+				conf.Servers = append(conf.Servers, netip.AddrPortFrom(addr, dnsPort))
+			}
+		case "search", "domain": // the last of both counts
+			conf.Search = nil
+			if fields[0] == "domain" {
+				fields = fields[:2]
+			}
+			for _, d := range fields[1:] {
+				if d = canonical(d); d != "" && d != "." {
+					conf.Search = append(conf.Search, d)
+				}
+			}
+		case "options":
+			for _, o := range fields[1:] {
+				if n, ok := strings.CutPrefix(o, "ndots:"); ok {
+					if n, err := strconv.Atoi(n); err == nil {
+						conf.Ndots = min(max(n, 0), maxNdots)
+					}
+				}
+			}
 		}
 	}
-	if servers == nil {
-		servers = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)}
+	if conf.Servers == nil {
+		conf.Servers = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)}
 	}
-	return servers
+	return conf
+}
+
+// candidates returns the names that a name without final dot may stand for, in the
+// order in which they are tried.
+func (c Conf) candidates(name string) []string {
+	var list []string
+	for _, d := range c.Search {
+		list = append(list, name+"."+d)
+	}
+	if strings.Count(name, ".") >= c.Ndots {
+		return append([]string{name}, list...)
+	}
+	return append(list, name)
 }

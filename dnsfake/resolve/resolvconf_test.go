@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestParseResolvConf(t *testing.T) {
@@ -31,26 +33,79 @@ func TestParseResolvConf(t *testing.T) {
 		{"capitals", "NAMESERVER 192.0.2.1\n", none},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := fmt.Sprint(parseResolvConf(tt.text)); got != tt.want {
+			if got := fmt.Sprint(parseResolvConf(tt.text).Servers); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
 	}
 }
 
-func TestSystemServers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "resolv.conf")
-	if _, err := SystemServers(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("missing file: %v", err)
+func TestSearchList(t *testing.T) {
+	for _, tt := range []struct{ text, name, want string }{
+		{"", "www", "[www]"},
+		{"search a.test B.test.", "www", "[www.a.test www.b.test www]"},
+		{"search a.test", "www.x", "[www.x www.x.a.test]"},
+		{"search a.test\noptions timeout:1 ndots:2", "www.x", "[www.x.a.test www.x]"},
+		{"search a.test\noptions ndots:0", "www", "[www www.a.test]"},
+		{"search a.test\noptions ndots:x ndots:-1", "www", "[www www.a.test]"},
+		{"search a.test\noptions ndots:99", "a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p", "[a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.a.test]"},
+		{"search a.test\ndomain b.test c.test", "www", "[www.b.test www]"},
+		{"domain b.test\nsearch a.test", "www", "[www.a.test www]"},
+		{"search .", "www", "[www]"},
+		{"search", "www", "[www]"},
+		{" search a.test", "www", "[www]"},
+	} {
+		if got := fmt.Sprint(parseResolvConf(tt.text).candidates(tt.name)); got != tt.want {
+			t.Errorf("%q, %s: %s, want %s", tt.text, tt.name, got, tt.want)
+		}
 	}
-	if err := os.WriteFile(path, []byte("nameserver 192.0.2.1\n"), 0o600); err != nil {
+}
+
+// TestSystemIsReadAgain: when it has changed, and not while it is gone.
+func TestSystemIsReadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "resolv.conf")
+		s := NewSystem(path)
+		if _, err := s.Conf(); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("missing file: %v", err)
+		}
+		expect := func(want string) {
+			t.Helper()
+			if got, err := s.Conf(); err != nil || fmt.Sprint(got.Servers) != want {
+				t.Errorf("%v, %v, want %s", got.Servers, err, want)
+			}
+		}
+		writeFile(t, path, "nameserver 192.0.2.1\n", 1)
+		time.Sleep(recheck)
+		expect("[192.0.2.1:53]")
+		writeFile(t, path, "nameserver 192.0.2.2\n", 2)
+		time.Sleep(recheck - time.Nanosecond)
+		expect("[192.0.2.1:53]")
+		time.Sleep(time.Nanosecond)
+		expect("[192.0.2.2:53]")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(recheck)
+		expect("[192.0.2.2:53]")
+		writeFile(t, path, "nameserver 192.0.2.3\n", 2)
+		time.Sleep(recheck)
+		expect("[192.0.2.3:53]")
+	})
+}
+
+// writeFile writes a file that was changed at a second.
+func writeFile(t *testing.T, path, text string, second int) {
+	t.Helper()
+	at := time.Unix(int64(second), 0)
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := SystemServers(path); err != nil || fmt.Sprint(got) != "[192.0.2.1:53]" {
-		t.Errorf("%v, %v", got, err)
-	}
-	switch got, err := SystemServers(""); {
-	case err == nil && len(got) > 0:
+}
+
+func TestSystemOfThisMachine(t *testing.T) {
+	switch got, err := NewSystem("").Conf(); {
+	case err == nil && len(got.Servers) > 0:
 	case errors.Is(err, errors.ErrUnsupported):
 	default:
 		t.Errorf("this system: %v, %v", got, err)
@@ -61,7 +116,13 @@ func FuzzResolvConf(f *testing.F) {
 	f.Add("nameserver 192.0.2.1 # x\nsearch example.org\n\nnameserver fe80::1%eth0\r\n;")
 	f.Add("nameserver\t::1;\nnameserver 1\nnameserver 1.2.3.4\nnameserver 2.3.4.5\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		servers := parseResolvConf(text)
+		conf := parseResolvConf(text)
+		servers := conf.Servers
+		for _, c := range conf.candidates("www") {
+			if !strings.HasPrefix(c, "www") || strings.HasSuffix(c, ".") {
+				t.Fatalf("%q: candidate %q", text, c)
+			}
+		}
 		if len(servers) == 0 || len(servers) > maxServers {
 			t.Fatalf("%q: %d servers", text, len(servers))
 		}
@@ -77,7 +138,7 @@ func FuzzResolvConf(f *testing.F) {
 			}
 			fmt.Fprintf(&again, "nameserver %v\n", s.Addr())
 		}
-		if got := parseResolvConf(again.String()); fmt.Sprint(got) != fmt.Sprint(servers) {
+		if got := parseResolvConf(again.String()).Servers; fmt.Sprint(got) != fmt.Sprint(servers) {
 			t.Fatalf("%q: %v, and again %v", text, servers, got)
 		}
 	})

@@ -5,12 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
+	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -22,107 +23,235 @@ const (
 	defaultTimeout  = 2 * time.Second
 	defaultAttempts = 2
 
-	headerSize = 12
-	maxMessage = 1<<16 - 1
+	// How long a question may take altogether: when a connect gives up, too.
+	defaultDeadline = 10 * time.Second
 
-	// The longest answer by UDP that is read. What this program asks offers
-	// 1232 octets; more than 4096 nobody sends (RFC 6891 §6.2.5).
-	maxUDP = 4096
+	// After so many failures in a row a server is left alone for so long. One
+	// may be a lost datagram.
+	maxFails = 2
+	badRest  = 10 * time.Second
+)
+
+// Strategy is how a [Resolver] chooses among its servers.
+type Strategy uint8
+
+// The strategies.
+const (
+	Failover Strategy = iota // one after the other, in their order
+	Race                     // all at once; the first good answer counts
 )
 
 // Options say whom a [Resolver] asks and how. Servers must be set.
 type Options struct {
 	// Servers are asked in this order.
-	Servers []netip.AddrPort
+	Servers []Server
 
-	// Dial opens the way to a server; network is "udp" or "tcp". The
-	// connection for "udp" keeps the bounds of datagrams and delivers those
-	// of the server only. Nil means a zero [net.Dialer].
-	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	Strategy Strategy
 
-	// Timeout is for one try of one server. Zero means 2 seconds.
+	// Private returns whether addresses of private networks are taken in
+	// answers about a name of the public tree, which is in lower case and
+	// without final dot. Nil means that they are not.
+	Private func(name string) bool
+
+	// Timeout is for one try of one server by UDP; where a connection has to be
+	// opened it is twice that. Zero means 2 seconds.
 	Timeout time.Duration
 
 	// Attempts is how often the list of servers is gone through. Zero means
 	// twice.
 	Attempts int
+
+	// Deadline is for a question altogether. Zero means 10 seconds.
+	Deadline time.Duration
+
+	// Logger gets warnings: that a server fails, and that private addresses
+	// were taken out. Nil discards.
+	Logger *slog.Logger
 }
 
-// Resolver asks upstream servers. It is immutable and safe for concurrent use,
-// holds nothing between questions and starts nothing that outlives one.
+// Resolver asks upstream servers. It is safe for concurrent use. It holds
+// connections for some seconds, which [Resolver.Close] ends.
 type Resolver struct {
-	servers  []netip.AddrPort
-	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
-	timeout  time.Duration
-	attempts int
+	opts    Options
+	fixed   []*upstream     // by index of Servers; nil for those of a System
+	ctx     context.Context // of probes
+	stop    context.CancelFunc
+	probing sync.WaitGroup
+	warned  limiter
+
+	mu     sync.Mutex // guards what follows
+	system map[netip.AddrPort]*upstream
+	closed bool
 }
 
-// New returns a Resolver.
+// New returns a Resolver. It starts nothing.
 func New(o Options) (*Resolver, error) {
-	if o.Dial == nil {
-		o.Dial = new(net.Dialer).DialContext
-	}
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
 	}
 	if o.Attempts == 0 {
 		o.Attempts = defaultAttempts
 	}
+	if o.Deadline == 0 {
+		o.Deadline = defaultDeadline
+	}
+	if o.Private == nil {
+		o.Private = func(string) bool { return false }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	switch {
 	case len(o.Servers) == 0:
 		return nil, errors.New("resolver without a server to ask")
-	case o.Timeout < 0 || o.Attempts < 0:
-		return nil, fmt.Errorf("resolver with a timeout of %v and %d attempts: must be positive", o.Timeout, o.Attempts)
+	case o.Timeout < 0 || o.Attempts < 0 || o.Deadline < 0:
+		return nil, fmt.Errorf("resolver with a timeout of %v, %d attempts and a deadline of %v: must be positive", o.Timeout, o.Attempts, o.Deadline)
+	case o.Strategy > Race:
+		return nil, fmt.Errorf("resolver with strategy %d: there is none", o.Strategy)
 	}
 	for _, s := range o.Servers {
-		if !s.IsValid() || s.Port() == 0 {
-			return nil, fmt.Errorf("dns server %v is not an address and a port", s)
+		if err := s.check(); err != nil {
+			return nil, fmt.Errorf("dns server %v: %w", s, err)
 		}
 	}
-	return &Resolver{slices.Clone(o.Servers), o.Dial, o.Timeout, o.Attempts}, nil
+	r := &Resolver{opts: o, system: make(map[netip.AddrPort]*upstream)}
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	for _, s := range o.Servers {
+		if s.System != nil {
+			r.fixed = append(r.fixed, nil)
+			continue
+		}
+		r.fixed = append(r.fixed, newUpstream(s, o.Timeout))
+	}
+	return r, nil
 }
 
-// errNotQuery is about the caller's message.
-var errNotQuery = errors.New("not a dns message with one question")
+// Close ends all connections, and questions that wait for one fail. It returns when
+// all has ended that the Resolver has started.
+func (r *Resolver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	all := append(slices.Collect(maps.Values(r.system)), r.fixed...)
+	r.mu.Unlock()
+	r.stop()
+	r.probing.Wait()
+	for _, u := range all {
+		if u != nil {
+			u.close()
+		}
+	}
+}
 
-// Exchange sends a question message and returns the answer, which has the id of
-// query. With network "udp" an answer may be truncated (TC); with "tcp" it is
-// asked for again by TCP then. Query is not changed, and must not offer to take
-// more than 4096 octets by UDP.
+// servers returns those that there are now.
+func (r *Resolver) servers() ([]*upstream, error) {
+	if !slices.Contains(r.fixed, nil) {
+		return r.fixed, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	var all []*upstream
+	var failed error
+	gone := maps.Clone(r.system)
+	for i, u := range r.fixed {
+		if u != nil {
+			all = append(all, u)
+			continue
+		}
+		s := r.opts.Servers[i]
+		conf, err := s.System.Conf()
+		if err != nil {
+			failed = err
+			continue
+		}
+		for _, a := range conf.Servers {
+			u := r.system[a]
+			if u == nil {
+				u = newUpstream(Plain(a, s.Dial), r.opts.Timeout)
+				r.system[a] = u
+			}
+			delete(gone, a)
+			all = append(all, u)
+		}
+	}
+	for a, u := range gone {
+		delete(r.system, a)
+		r.probing.Go(u.close)
+	}
+	if all == nil {
+		return nil, failed
+	}
+	return all, nil
+}
+
+// Exchange sends a question message and returns the answer, which has the id and the
+// question of query, and no OPT record; it belongs to the caller. It is whole: network,
+// "udp" or "tcp", says what an answer has to fit in that is passed on, and makes no
+// difference here.
 //
-// A server that cannot be reached, does not answer in time, or answers that it
-// failed, refuses or does not know the kind of question (SERVFAIL, REFUSED,
-// NOTIMP) is passed over; if none does better the first such answer comes back.
-// It blocks for a time-out per try at most, twice that where UDP leads to TCP,
-// and until ctx ends.
-func (r *Resolver) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
-	question, ok := questionOf(query)
-	if !ok {
-		return nil, errNotQuery
+// Of an answer comes back what answers the question: see package documentation. An
+// answer that is none, malformed or to another question counts as none. A server that
+// does not answer in time, or answers that it failed, refuses or does not know the
+// kind of question (SERVFAIL, REFUSED, NOTIMP) is passed over; if none does better
+// the first such answer comes back. It blocks for Deadline at most, and until ctx ends.
+func (r *Resolver) Exchange(ctx context.Context, query []byte, _ string) ([]byte, error) {
+	q, err := parseQuery(query)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.ask(ctx, &q)
+	if err != nil {
+		return nil, err
+	}
+	return a.to(&q, 0, maxTTL), nil
+}
+
+// ask asks the servers.
+func (r *Resolver) ask(ctx context.Context, q *query) (*answer, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.opts.Deadline, errTimeout)
+	defer cancel()
+	all, err := r.servers()
+	if err != nil {
+		return nil, err
+	}
+	private := q.name == "." || !isPublic(q.name) || r.opts.Private(q.name)
+	round := r.inOrder
+	if r.opts.Strategy == Race {
+		round = r.atOnce
 	}
 	var (
-		bad  []byte // the first answer that says no more than that it is none
+		bad  *answer // the first that says no more than that it is none
 		errs error
 	)
-	for range r.attempts {
-		for _, server := range r.servers {
-			answer, err := r.try(ctx, server, query, question, network)
-			if ctx.Err() != nil {
+	for i := range r.opts.Attempts {
+		if i == 1 {
+			own := *q
+			own.alone = true
+			q = &own
+		}
+		good, resting := r.sort(all, q, private)
+		for _, list := range [][]*upstream{good, resting} {
+			if len(list) == 0 {
+				continue
+			}
+			a, err := round(ctx, list, q, private)
+			switch {
+			case ctx.Err() != nil:
 				return nil, context.Cause(ctx)
-			}
-			if err != nil {
-				errs = fmt.Errorf("dns server %v: %w", server, err)
-				continue
-			}
-			copy(answer, query[:2])
-			switch rcode(answer) {
-			case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented:
+			case a != nil && !isBad(a):
+				return a, nil
+			case a != nil:
 				if bad == nil {
-					bad = answer
+					bad = a
 				}
-				continue
+			default:
+				errs = err
 			}
-			return answer, nil
+			if bad != nil {
+				break
+			}
 		}
 		if bad != nil {
 			return bad, nil // the same question would get the same answer
@@ -131,132 +260,251 @@ func (r *Resolver) Exchange(ctx context.Context, query []byte, network string) (
 	return nil, errs
 }
 
-// try asks one server once.
-func (r *Resolver) try(ctx context.Context, server netip.AddrPort, query, question []byte, network string) ([]byte, error) {
-	msg := slices.Clone(query)
-	binary.BigEndian.PutUint16(msg, uint16(rand.Uint32())) // ChaCha8, seeded by the system
-	answer, err := r.once(ctx, "udp", server, msg, question)
-	var noDial *dialError
-	switch {
-	case errors.As(err, &noDial):
-		// The way there may carry TCP only.
-	case err != nil:
-		return nil, err
-	case network != "tcp" || !isTruncated(answer):
-		return answer, nil
+// isBad tells whether another server may know better.
+func isBad(a *answer) bool { return a.rcode != dns.RcodeSuccess && a.rcode != dns.RcodeNameError }
+
+// sort returns the servers that are well and those that rest, each in their order. Of
+// those one whose time has come is tried beside this question, and behind its back.
+func (r *Resolver) sort(all []*upstream, q *query, private bool) (good, resting []*upstream) {
+	now := time.Now()
+	for _, u := range all {
+		switch rests, due := u.state(now); {
+		case !rests:
+			good = append(good, u)
+			continue
+		case due:
+			defer func() {
+				if len(good) > 0 { // or it is tried anyway
+					r.probe(u, q, private)
+				}
+			}()
+		}
+		resting = append(resting, u)
 	}
-	return r.once(ctx, "tcp", server, msg, question)
+	return good, resting
 }
 
-// dialError says that nothing was sent.
-type dialError struct{ error }
+// probe asks a server that rests, to see whether it is well again.
+func (r *Resolver) probe(u *upstream, q *query, private bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || !u.probing.CompareAndSwap(false, true) {
+		return
+	}
+	own := *q // what it refers to may be the asker's
+	own.wire = slices.Clone(q.wire)
+	r.probing.Go(func() {
+		defer u.probing.Store(false)
+		_, _ = r.try(r.ctx, u, &own, private)
+	})
+}
 
-func (e *dialError) Unwrap() error { return e.error }
-
-// once opens a way to the server, asks, and waits for the answer.
-func (r *Resolver) once(ctx context.Context, network string, server netip.AddrPort, msg, question []byte) (answer []byte, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, errTimeout)
-	defer cancel()
-	defer func() {
-		if err != nil && ctx.Err() != nil {
-			err = context.Cause(ctx) // and not that the connection is closed
+// inOrder asks one server after the other.
+func (r *Resolver) inOrder(ctx context.Context, list []*upstream, q *query, private bool) (*answer, error) {
+	var bad *answer
+	var errs error
+	for _, u := range list {
+		a, err := r.try(ctx, u, q, private)
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err != nil:
+			errs = err
+		case !isBad(a):
+			return a, nil
+		case bad == nil:
+			bad = a
 		}
-	}()
-	conn, err := r.dial(ctx, network, server.String())
+	}
+	return bad, errs
+}
+
+// atOnce asks all servers, and takes the first that knows. When it returns, the other
+// questions have ended.
+func (r *Resolver) atOnce(ctx context.Context, list []*upstream, q *query, private bool) (*answer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	type result struct {
+		a   *answer
+		err error
+	}
+	results := make(chan result, len(list))
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	for _, u := range list {
+		running.Go(func() {
+			a, err := r.try(ctx, u, q, private)
+			results <- result{a, err}
+		})
+	}
+	var bad *answer
+	var errs error
+	for range list {
+		switch res := <-results; {
+		case res.err != nil:
+			errs = res.err
+		case !isBad(res.a):
+			return res.a, nil
+		case bad == nil:
+			bad = res.a
+		}
+	}
+	return bad, errs
+}
+
+// try asks one server once, and notes how it did.
+func (r *Resolver) try(ctx context.Context, u *upstream, q *query, private bool) (*answer, error) {
+	msg, err := u.exchange(ctx, q)
+	var a *answer
+	if err == nil {
+		a, err = clean(msg, q, private)
+	}
+	if ctx.Err() != nil && err != nil {
+		return nil, err // which says nothing of the server
+	}
+	if failed := u.note(err); failed {
+		r.opts.Logger.Warn("dns", "server", u.String(), "err", err, "next", "others are asked first")
+	}
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, fmt.Errorf("dns server %v: %w", u, err)
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	if network == "tcp" {
-		return askTCP(conn, msg, question)
+	if a.refused.IsValid() && r.warned.allow() {
+		r.opts.Logger.Warn("dns", "server", u.String(), "name", q.name, "refused", a.refused,
+			"err", "a private address for a public name; dns.rebind-allow lets it in")
 	}
-	return askUDP(conn, msg, question)
+	return a, nil
+}
+
+// limiter lets one message through in a minute.
+type limiter struct{ last atomic.Int64 }
+
+func (l *limiter) allow() bool {
+	now, last := time.Now().UnixNano(), l.last.Load()
+	return now-last >= int64(time.Minute) && l.last.CompareAndSwap(last, now)
 }
 
 // errTimeout is a time-out in the eyes of net.Error and of errors.Is.
 var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 
-func askUDP(conn net.Conn, msg, question []byte) ([]byte, error) {
-	if _, err := conn.Write(msg); err != nil {
-		return nil, err
+// upstream is a server and how it does.
+type upstream struct {
+	Server
+	timeout time.Duration
+	streams *streams // of all but HTTPS
+	https   *https
+	noUDP   atomic.Bool // the way there carries TCP only
+	noEDNS  atomic.Bool // it does not know EDNS (RFC 6891 §7)
+
+	probing atomic.Bool
+	mu      sync.Mutex // guards what follows
+	fails   int        // in a row
+	rests   time.Time  // until then; it does so while fails >= maxFails
+}
+
+func newUpstream(s Server, timeout time.Duration) *upstream {
+	if s.Dial == nil {
+		s.Dial = netDial
 	}
-	buf := make([]byte, maxUDP)
-	for {
-		n, err := conn.Read(buf)
-		if err != nil {
+	u := &upstream{Server: s, timeout: timeout}
+	if s.Transport != UDP {
+		u.timeout = 2 * timeout
+	}
+	patient := 2 * timeout
+	open := func(ctx context.Context) (net.Conn, error) { return u.dial(ctx, "tcp") }
+	switch s.Transport {
+	case HTTPS:
+		u.https = newHTTPS(&u.Server, patient)
+		return u
+	case TLS:
+		open = overTLS(open, s.tlsConfig("dot"))
+	}
+	u.streams = newStreams(patient, open)
+	return u
+}
+
+func (u *upstream) close() {
+	if u.https != nil {
+		u.https.close()
+		return
+	}
+	u.streams.close()
+}
+
+// state tells whether the server is left alone, and whether it is time to see if it
+// is well again.
+func (u *upstream) state(now time.Time) (rests, due bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.fails >= maxFails, u.fails >= maxFails && !now.Before(u.rests)
+}
+
+// note notes how a try went, and reports whether it was the one that was too much.
+func (u *upstream) note(err error) (failed bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err == nil {
+		u.fails = 0
+		return false
+	}
+	u.fails++
+	u.rests = time.Now().Add(badRest)
+	return u.fails == maxFails
+}
+
+// exchange asks the server once, by what is best.
+func (u *upstream) exchange(ctx context.Context, q *query) ([]byte, error) {
+	edns := !u.noEDNS.Load()
+	msg, err := u.once(ctx, q, edns)
+	// Whoever does not know EDNS says FORMERR, without OPT (RFC 6891 §7).
+	if err == nil && edns && rcode(msg) == dns.RcodeFormatError && binary.BigEndian.Uint16(msg[10:]) == 0 {
+		if msg, err = u.once(ctx, q, false); err == nil && rcode(msg) != dns.RcodeFormatError {
+			u.noEDNS.Store(true)
+		}
+	}
+	return msg, err
+}
+
+func (u *upstream) once(ctx context.Context, q *query, edns bool) ([]byte, error) {
+	if u.Transport == UDP && !u.noUDP.Load() {
+		msg, err := u.within(ctx, func(ctx context.Context) ([]byte, error) { return askUDP(ctx, &u.Server, q, edns) })
+		var noDial *dialError
+		switch {
+		case errors.As(err, &noDial) && ctx.Err() == nil:
+			// The way there may carry TCP only.
+		case errors.Is(err, errForged):
+		case err != nil:
 			return nil, err
+		case !isTruncated(msg):
+			return msg, nil
 		}
-		if isAnswer(buf[:n], msg, question) {
-			return buf[:n], nil
+		msg, err = u.stream(ctx, q, edns)
+		if err == nil && noDial != nil {
+			u.noUDP.Store(true)
 		}
+		return msg, err
 	}
+	return u.stream(ctx, q, edns)
 }
 
-func askTCP(conn net.Conn, msg, question []byte) ([]byte, error) {
-	if len(msg) > maxMessage {
-		return nil, errNotQuery
-	}
-	frame := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
-	if _, err := conn.Write(append(frame, msg...)); err != nil {
-		return nil, err
-	}
-	var prefix [2]byte
-	if _, err := io.ReadFull(conn, prefix[:]); err != nil {
-		return nil, err
-	}
-	answer := make([]byte, binary.BigEndian.Uint16(prefix[:]))
-	if _, err := io.ReadFull(conn, answer); err != nil {
-		return nil, err
-	}
-	if !isAnswer(answer, msg, question) {
-		return nil, errors.New("the answer is to another question")
-	}
-	return answer, nil
+// stream asks by what is no UDP.
+func (u *upstream) stream(ctx context.Context, q *query, edns bool) ([]byte, error) {
+	return u.within(ctx, func(ctx context.Context) ([]byte, error) {
+		if u.https != nil {
+			return u.https.exchange(ctx, q, edns)
+		}
+		return u.streams.exchange(ctx, q.alone || u.Alone, q.wire, func(id uint16) []byte {
+			return q.message(id, edns, u.Transport.encrypted())
+		})
+	})
 }
 
-// questionOf returns the question section of a message with one question.
-func questionOf(msg []byte) ([]byte, bool) {
-	if len(msg) < headerSize || binary.BigEndian.Uint16(msg[4:]) != 1 {
-		return nil, false
+// within asks for as long as one try may take.
+func (u *upstream) within(ctx context.Context, ask func(ctx context.Context) ([]byte, error)) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, u.timeout, errTimeout)
+	defer cancel()
+	msg, err := ask(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // and not that the connection is closed
 	}
-	_, end, err := dns.UnpackDomainName(msg, headerSize)
-	if err != nil || len(msg)-end < 4 {
-		return nil, false
-	}
-	return msg[headerSize : end+4], true
+	return msg, err
 }
-
-// isAnswer reports whether answer is one to query: the id, the opcode and the
-// question are the same, but for the case of letters. A server that read no
-// further than the header may say so without the question.
-func isAnswer(answer, query, question []byte) bool {
-	if len(answer) < headerSize || answer[0] != query[0] || answer[1] != query[1] {
-		return false
-	}
-	const qr, opcode = 0x80, 0x78
-	if answer[2]&(qr|opcode) != qr|query[2]&opcode {
-		return false
-	}
-	if binary.BigEndian.Uint16(answer[4:]) == 0 {
-		return rcode(answer) != dns.RcodeSuccess
-	}
-	other, ok := questionOf(answer)
-	if !ok || string(other[len(other)-4:]) != string(question[len(question)-4:]) {
-		return false
-	}
-	return sameName(other, question)
-}
-
-// sameName reports whether two question sections, as questionOf returns them, ask
-// for the same name.
-func sameName(a, b []byte) bool {
-	nameA, _, errA := dns.UnpackDomainName(a, 0)
-	nameB, _, errB := dns.UnpackDomainName(b, 0)
-	return errA == nil && errB == nil && strings.EqualFold(nameA, nameB)
-}
-
-// rcode returns the lower bits of the response code.
-func rcode(msg []byte) int { return int(msg[3] & 0xf) }
-
-func isTruncated(msg []byte) bool { return msg[2]&0x02 != 0 }

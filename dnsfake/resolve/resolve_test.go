@@ -25,8 +25,8 @@ var (
 )
 
 // network is a network of DNS servers in memory. A server gets each connection's
-// first message, and writes what it likes; in "udp" every write is a datagram. A
-// server that is missing refuses connections.
+// first message, in "tcp" all of them, and writes what it likes; in "udp" every write is
+// a datagram. A server that is missing refuses connections.
 type network struct {
 	mu    sync.Mutex
 	asked []string // "udp 192.0.2.1:53", in order
@@ -45,14 +45,19 @@ func (n *network) dial(_ context.Context, network, addr string) (net.Conn, error
 	client, server := net.Pipe()
 	go func() {
 		defer server.Close()
+		if network == "tcp" {
+			for {
+				msg, err := readMessage(server)
+				if err != nil {
+					return
+				}
+				serve(server, msg)
+			}
+		}
 		buf := make([]byte, 1<<16)
 		size, err := server.Read(buf)
 		if err != nil {
 			return
-		}
-		if network == "tcp" {
-			// The length and the message come in one write.
-			buf, size = buf[2:], int(binary.BigEndian.Uint16(buf))
 		}
 		serve(server, buf[:size])
 		_, _ = io.Copy(io.Discard, server) // until the client closes
@@ -60,13 +65,37 @@ func (n *network) dial(_ context.Context, network, addr string) (net.Conn, error
 	return client, nil
 }
 
-func (n *network) resolver(t *testing.T, servers ...netip.AddrPort) *Resolver {
+func (n *network) resolver(t testing.TB, servers ...netip.AddrPort) *Resolver {
 	t.Helper()
-	r, err := New(Options{Servers: servers, Dial: n.dial})
+	return start(t, Options{Servers: n.servers(servers...)})
+}
+
+// servers returns plain servers of the network.
+func (n *network) servers(addrs ...netip.AddrPort) []Server {
+	var list []Server
+	for _, a := range addrs {
+		list = append(list, Plain(a, n.dial))
+	}
+	return list
+}
+
+// start returns a Resolver that is closed with the test.
+func start(t testing.TB, o Options) *Resolver {
+	t.Helper()
+	r, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(r.Close)
 	return r
+}
+
+// cacheOf returns a Cache of what one Resolver says, which is closed with the test.
+func cacheOf(t testing.TB, r *Resolver) *Cache {
+	t.Helper()
+	c := NewCache(CacheOptions{Choose: func(string) *Resolver { return r }})
+	t.Cleanup(c.Close)
+	return c
 }
 
 // replies answers with what edit makes of an empty answer.
@@ -128,10 +157,17 @@ func pack(t *testing.T, name string, qtype uint16) []byte {
 func TestNewRefuses(t *testing.T) {
 	for _, o := range []Options{
 		{},
-		{Servers: []netip.AddrPort{{}}},
-		{Servers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:0")}},
-		{Servers: []netip.AddrPort{serverA}, Timeout: -1},
-		{Servers: []netip.AddrPort{serverA}, Attempts: -1},
+		{Servers: []Server{{}}},
+		{Servers: []Server{{Addrs: []string{"192.0.2.1:0"}}}},
+		{Servers: []Server{{Addrs: []string{"192.0.2.1"}}}},
+		{Servers: []Server{{Addrs: []string{":53"}}}},
+		{Servers: []Server{{Addrs: []string{"192.0.2.1:53"}, Transport: HTTPS + 1}}},
+		{Servers: []Server{{Addrs: []string{"192.0.2.1:443"}, Transport: HTTPS}}},
+		{Servers: []Server{{Addrs: []string{"192.0.2.1:443"}, Transport: HTTPS, URL: "http://dns.test/dns-query"}}},
+		{Servers: []Server{Plain(serverA, nil)}, Timeout: -1},
+		{Servers: []Server{Plain(serverA, nil)}, Attempts: -1},
+		{Servers: []Server{Plain(serverA, nil)}, Deadline: -1},
+		{Servers: []Server{Plain(serverA, nil)}, Strategy: Race + 1},
 	} {
 		if _, err := New(o); err == nil {
 			t.Errorf("%+v is taken", o)
@@ -184,14 +220,14 @@ func TestExchange(t *testing.T) {
 		{"failing and silent server", "udp", map[string]func(net.Conn, []byte){udpA: servFail, udpB: silence}, "SERVFAIL", []string{udpA, udpB}, defaultTimeout},
 		{"failing servers", "udp", map[string]func(net.Conn, []byte){udpA: servFail, udpB: replies(rcodeIs(dns.RcodeRefused))}, "SERVFAIL", []string{udpA, udpB}, 0},
 		{"no such name", "udp", map[string]func(net.Conn, []byte){udpA: replies(rcodeIs(dns.RcodeNameError)), udpB: ok}, "NXDOMAIN", []string{udpA}, 0},
-		{"truncated for udp", "udp", map[string]func(net.Conn, []byte){udpA: truncated, tcpA: byTCP(ok)}, "NOERROR TC", []string{udpA}, 0},
+		{"truncated for udp", "udp", map[string]func(net.Conn, []byte){udpA: truncated, tcpA: byTCP(ok)}, answered, []string{udpA, tcpA}, 0},
 		{"truncated for tcp", "tcp", map[string]func(net.Conn, []byte){udpA: truncated, tcpA: byTCP(ok)}, answered, []string{udpA, tcpA}, 0},
 		{"truncated, tcp closed", "tcp", map[string]func(net.Conn, []byte){udpA: truncated, udpB: ok}, answered, []string{udpA, tcpA, udpB}, 0},
 		{"truncated, tcp silent", "tcp", map[string]func(net.Conn, []byte){udpA: truncated, tcpA: silence, udpB: ok}, answered, []string{udpA, tcpA, udpB}, defaultTimeout},
 		{"tcp ends early", "tcp", map[string]func(net.Conn, []byte){udpA: truncated, udpB: ok,
-			tcpA: func(conn net.Conn, _ []byte) { _, _ = conn.Write([]byte{0, 50, 1, 2, 3}); conn.Close() }}, answered, []string{udpA, tcpA, udpB}, 0},
+			tcpA: func(conn net.Conn, _ []byte) { _, _ = conn.Write([]byte{0, 50, 1, 2, 3}); conn.Close() }}, answered, []string{udpA, tcpA, tcpA, udpB}, 0},
 		{"tcp answers something else", "tcp", map[string]func(net.Conn, []byte){udpA: truncated, udpB: ok,
-			tcpA: byTCP(replies(func(a *dns.Msg) { a.Id++ }))}, answered, []string{udpA, tcpA, udpB}, 0},
+			tcpA: byTCP(replies(func(a *dns.Msg) { a.Id++ }))}, answered, []string{udpA, tcpA, udpB}, defaultTimeout},
 		{"forged id", "udp", map[string]func(net.Conn, []byte){udpA: forge(func(q *dns.Msg) { q.Id ^= 1 })}, answered, []string{udpA}, 0},
 		{"forged name", "udp", map[string]func(net.Conn, []byte){udpA: forge(func(q *dns.Msg) { q.Question[0].Name = "vww.test." })}, answered, []string{udpA}, 0},
 		{"forged type", "udp", map[string]func(net.Conn, []byte){udpA: forge(func(q *dns.Msg) { q.Question[0].Qtype = dns.TypeAAAA })}, answered, []string{udpA}, 0},
@@ -204,7 +240,7 @@ func TestExchange(t *testing.T) {
 			ok(conn, query)
 		}}, answered, []string{udpA}, 0},
 		{"refusal without question", "udp", map[string]func(net.Conn, []byte){
-			udpA: replies(func(a *dns.Msg) { a.Question = nil; a.Rcode = dns.RcodeFormatError })}, "FORMERR", []string{udpA}, 0},
+			udpA: replies(func(a *dns.Msg) { a.Question = nil; a.Rcode = dns.RcodeFormatError })}, "FORMERR", []string{udpA, udpA, udpB, tcpB}, 0},
 		{"letters of another case", "udp", map[string]func(net.Conn, []byte){udpA: replies(func(a *dns.Msg) {
 			a.Question[0].Name = strings.ToUpper(a.Question[0].Name)
 			rr("www.test. 60 IN A 192.0.2.80")(a)
@@ -273,7 +309,10 @@ func TestExchangeRefusesWhatIsNoQuestion(t *testing.T) {
 	good := pack(t, "www.test.", dns.TypeA)
 	two := bytes.Clone(good)
 	two[5] = 2
-	for _, query := range [][]byte{nil, good[:11], good[:12], good[:len(good)-1], two} {
+	answer, notify := bytes.Clone(good), bytes.Clone(good)
+	answer[2] |= 0x80
+	notify[2] |= dns.OpcodeNotify << 3
+	for _, query := range [][]byte{nil, good[:11], good[:12], good[:len(good)-1], two, answer, notify} {
 		if _, err := r.Exchange(t.Context(), query, "udp"); !errors.Is(err, errNotQuery) {
 			t.Errorf("%x: %v", query, err)
 		}

@@ -11,7 +11,6 @@ import (
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/dnsfake"
-	"tunroute/dnsfake/resolve"
 	"tunroute/router"
 	"tunroute/router/flow"
 	"tunroute/router/ident"
@@ -19,9 +18,6 @@ import (
 	"tunroute/router/outbound/group"
 	"tunroute/router/socks"
 )
-
-// resolvConf is where a system says which resolvers it asks.
-const resolvConf = "/etc/resolv.conf"
 
 // builder makes what a config describes.
 type builder struct {
@@ -33,6 +29,7 @@ type builder struct {
 	// questions that are passed on; nil where no resolver is known.
 	resolver  outbound.Resolver
 	exchanger dnsfake.Exchanger
+	lookups   *lookups // that both are
 
 	ident *ident.Server // is told of connections to servers; nil where nobody can ask
 
@@ -42,52 +39,32 @@ type builder struct {
 	log    *slog.Logger            // of groups; nil discards
 }
 
+// newBuilder returns a builder. What it holds open b.close ends.
 func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*builder, error) {
+	return rebuilder(cfg, mark, deny, new(resolver))
+}
+
+// rebuilder returns a builder of outbounds that ask r, which goes on asking whom it
+// does until the builder's lookups are stored in it.
+func rebuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool, r *resolver) (*builder, error) {
 	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer), groups: make(map[string]*group.Group)}
-	// Resolvers are asked from this machine.
-	outside, err := Outside(cfg, mark)
-	if err != nil {
+	var err error
+	if b.lookups, err = newLookups(cfg, mark); err != nil {
 		return nil, err
 	}
-	servers, onlySystem, err := resolvers(cfg)
-	if err != nil {
-		return nil, err
+	if b.lookups.resolver != nil {
+		b.resolver, b.exchanger = r, r
 	}
-	if len(servers) > 0 {
-		r, err := resolve.New(resolve.Options{Servers: servers, Dial: outside})
-		if err != nil {
-			return nil, fmt.Errorf("dns.resolvers: %w", err)
-		}
-		// Each builder begins with an empty cache: after a reload a name is
-		// asked for once more, and whoever corrects a record can have it
-		// forgotten here.
-		b.resolver, b.exchanger = resolve.NewCache(r), r
-	}
-	if onlySystem {
-		// Then names are looked up as every program here does: with the
-		// hosts file and the search list.
-		b.resolver = &net.Resolver{PreferGo: true, Dial: outside}
-	}
+	r.now.CompareAndSwap(nil, b.lookups)
 	return b, nil
 }
 
-// resolvers returns the servers of dns.resolvers, and whether it names nothing
-// but the system's own.
-func resolvers(cfg *config.Config) (servers []netip.AddrPort, onlySystem bool, err error) {
-	onlySystem = true
-	for _, r := range cfg.DNS.Resolvers {
-		if !r.System {
-			servers = append(servers, r.Addr)
-			onlySystem = false
-			continue
-		}
-		system, err := resolve.SystemServers(resolvConf)
-		if err != nil {
-			return nil, false, fmt.Errorf("dns.resolvers: system: %w", err)
-		}
-		servers = append(servers, system...)
+// close ends what b has opened and nobody has taken over.
+func (b *builder) close() {
+	b.lookups.close()
+	if b.names != nil {
+		b.names.close()
 	}
-	return servers, onlySystem && len(cfg.DNS.Resolvers) > 0, nil
 }
 
 // snapshot makes the outbounds and the rules.
@@ -351,6 +328,7 @@ func Check(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	defer b.close()
 	_, err = b.snapshot()
 	return err
 }
@@ -371,6 +349,7 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer b.close()
 	var all []Server
 	add := func(s Server) error {
 		if cfg.DNS.Range4.Contains(s.Addr) || cfg.DNS.Range6.Contains(s.Addr) {
@@ -404,7 +383,7 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 			}
 		}
 	}
-	servers, _, err := resolvers(cfg)
+	servers, err := resolvers(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -54,11 +54,12 @@ type Engine struct {
 	groups  runners
 	current atomic.Pointer[config.Config]
 	names   atomic.Pointer[names] // what is done with names, of current
+	lookups resolver              // of current
 }
 
 // New makes an Engine. It starts nothing and opens nothing; [Engine.Run] does.
 // The error says which part of cfg cannot be.
-func New(cfg *config.Config, o Options) (*Engine, error) {
+func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	if o.Device == nil && !cfg.TUN.Off {
 		return nil, errors.New("engine: a device is required")
 	}
@@ -68,12 +69,11 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 	e := &Engine{opts: o, log: o.Logger}
 	e.current.Store(cfg)
 
-	var err error
 	e.pool, err = dnsfake.NewPool(dnsfake.PoolOptions{V4: cfg.DNS.Range4, V6: cfg.DNS.Range6})
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
-	b, err := newBuilder(cfg, o.Mark, e.fakes().Owns)
+	b, err := rebuilder(cfg, o.Mark, e.fakes().Owns, &e.lookups)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +81,11 @@ func New(cfg *config.Config, o Options) (*Engine, error) {
 		e.ident = ident.New()
 	}
 	b.log, b.ident = o.Logger, e.ident
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
 	snapshot, err := b.snapshot()
 	if err != nil {
 		return nil, err
@@ -235,6 +240,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	others.Wait()
 	e.mu.Lock()
 	e.groups.end()
+	e.lookups.now.Load().close()
+	e.names.Load().close()
 	e.mu.Unlock()
 	if dnsErr != nil {
 		dnsErr = fmt.Errorf("dns: %w", dnsErr)
@@ -316,20 +323,23 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if what := needsRestart(e.current.Load(), cfg); what != "" {
 		return fmt.Errorf("%s has changed, which takes a new start", what)
 	}
-	b, err := newBuilder(cfg, e.opts.Mark, e.fakes().Owns)
+	b, err := rebuilder(cfg, e.opts.Mark, e.fakes().Owns, &e.lookups)
 	if err != nil {
 		return err
 	}
 	b.log, b.ident = e.log, e.ident
 	s, err := b.snapshot()
 	if err != nil {
+		b.close()
 		return err
 	}
 	b.inherit(e.groups.all, e.current.Load())
 	e.current.Store(cfg)
-	e.names.Store(b.names)
+	wasNames, wasLookups := e.names.Swap(b.names), e.lookups.now.Swap(b.lookups)
 	e.router.Swap(s)
 	e.groups.replace(b.groups)
+	wasNames.close()
+	wasLookups.close()
 	return nil
 }
 

@@ -2,10 +2,8 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +28,7 @@ type names struct {
 	// nobody is to be asked there.
 	local dnsfake.Exchanger
 	far   []dnsfake.Exchanger
+	own   []*resolve.Resolver // of far
 
 	away   []bool // by index of a rule: its flows leave by a server that resolves names
 	noIPv6 bool   // no rule leads an IPv6 address anywhere
@@ -45,8 +44,9 @@ func (b *builder) newNames(table *rule.Table) (*names, error) {
 		n.away = append(n.away, away)
 		var far dnsfake.Exchanger
 		if away && len(b.cfg.DNS.RemoteResolvers) > 0 {
-			f, err := newFar(b.cfg, b.made[r.Via], i)
+			f, err := b.newFar(n, b.made[r.Via], i)
 			if err != nil {
+				n.close()
 				return nil, fmt.Errorf("dns.remote-resolvers: %w", err)
 			}
 			far = f
@@ -54,6 +54,13 @@ func (b *builder) newNames(table *rule.Table) (*names, error) {
 		n.far = append(n.far, far)
 	}
 	return n, nil
+}
+
+// close ends what is asked of dns.remote-resolvers.
+func (n *names) close() {
+	for _, r := range n.own {
+		r.Close()
+	}
 }
 
 // carriesIPv6 tells whether a flow to an IPv6 address may match r and leave.
@@ -143,36 +150,31 @@ const farTimeout = 5 * time.Second
 
 // far asks dns.remote-resolvers through an outbound.
 type far struct {
-	resolver *resolve.Resolver
+	resolver *resolve.View
 	rule     int
 }
 
-func newFar(cfg *config.Config, way outbound.Dialer, index int) (dnsfake.Exchanger, error) {
-	r, err := resolve.New(resolve.Options{
-		Servers:  cfg.DNS.RemoteResolvers,
-		Timeout:  farTimeout,
-		Attempts: 1,
-		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if network != "tcp" {
-				// A SOCKS server's UDP costs a connection to it as well, and
-				// then a relay; many have none. All DNS servers have TCP
-				// (RFC 7766 §5).
-				return nil, errOnlyTCP
-			}
-			at, err := netip.ParseAddrPort(addr)
-			if err != nil {
-				return nil, err
-			}
-			return way.DialTCP(ctx, flow.AddrTarget(at))
-		},
-	})
+func (b *builder) newFar(n *names, way outbound.Dialer, index int) (dnsfake.Exchanger, error) {
+	o := resolve.Options{Timeout: farTimeout / 2, Attempts: 1, Private: func(string) bool { return true }}
+	for _, at := range b.cfg.DNS.RemoteResolvers {
+		o.Servers = append(o.Servers, resolve.Server{
+			// A SOCKS server's UDP costs a connection to it as well, and then a
+			// relay; many have none. All DNS servers have TCP (RFC 7766 §5).
+			Transport: resolve.TCP,
+			Addrs:     []string{at.String()},
+			Alone:     true, // the way may depend on the flow
+			Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return way.DialTCP(ctx, flow.AddrTarget(at))
+			},
+		})
+	}
+	r, err := resolve.New(o)
 	if err != nil {
 		return nil, err
 	}
-	return &far{r, index}, nil
+	n.own = append(n.own, r)
+	return &far{b.lookups.cache.Of(r), index}, nil
 }
-
-var errOnlyTCP = errors.New("remote resolvers are asked by TCP")
 
 // Exchange implements dnsfake.Exchanger.
 func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
