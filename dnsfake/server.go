@@ -374,6 +374,7 @@ func (s *Server) fail(q *query, why string) []byte {
 
 // debug tells what became of a question.
 func (s *Server) debug(q *query, answer string) {
+	q.outcome = answer
 	if s.log.Enabled(context.Background(), slog.LevelDebug) {
 		s.log.Debug("dns", "name", strings.Clone(q.name), "type", dns.Type(q.qtype).String(), "answer", answer)
 	}

@@ -71,6 +71,8 @@ type query struct {
 	policy Policy   // of the name; asked for once, since a reload may change it
 	why    extended // what an answer says besides its response code
 
+	outcome string // what became of it, in a word or with the reason of a failure
+
 	buf  []byte    // where an answer of our own begins; nil for a new one
 	text [256]byte // of name, but for names with many escapes
 }
@@ -86,7 +88,7 @@ func (q *query) forget() {
 func (q *query) parse(msg []byte) (rcode int) {
 	q.question, q.qtype, q.qclass, q.name, q.plain = nil, 0, 0, "", false
 	q.edns, q.version, q.do = false, 0, false
-	q.policy, q.why = Policy{}, extended{}
+	q.policy, q.why, q.outcome = Policy{}, extended{}, ""
 	if len(msg) < headerSize {
 		return ignore
 	}

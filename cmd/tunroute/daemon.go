@@ -99,6 +99,22 @@ func (d *daemon) Flows() []admin.Flow {
 	return flows
 }
 
+// Ask implements admin.Daemon.
+func (d *daemon) Ask(ctx context.Context, name, qtype string) (admin.Answer, error) {
+	told, verdicts, err := d.engine.ExplainName(ctx, name, qtype)
+	if err != nil {
+		return admin.Answer{}, err
+	}
+	a := admin.Answer{
+		Name: told.Name, Type: told.Type, Rcode: told.Rcode, Records: told.Answers, Reason: told.Reason,
+		Mode: told.Mode.String(), Source: told.Source,
+	}
+	for _, v := range verdicts {
+		a.Rules = append(a.Rules, admin.Rule{Rule: v.Index + 1, Line: v.Line, Via: v.Via})
+	}
+	return a, nil
+}
+
 // adminListeners are where the daemon can be asked.
 type adminListeners struct {
 	socket  net.Listener // nil for none

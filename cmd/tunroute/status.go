@@ -167,6 +167,70 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.0f %cB", v, units[0])
 }
 
+func newDNS() *cobra.Command {
+	var a asker
+	c := &cobra.Command{
+		Use:   "dns [-c FILE] NAME [TYPE]",
+		Short: "Tell what a running daemon answers about a name, and why",
+		Long: `Dns asks the daemon's DNS server about a name, as a program would, and tells the
+answer, where it is from, and which rules can decide flows to the name. TYPE is
+that of a record: A where nothing is said.`,
+		Example: `  tunroute dns www.example.org
+  tunroute dns example.org MX`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			qtype := "A"
+			if len(args) > 1 {
+				qtype = args[1]
+			}
+			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
+				answer, err := daemon.Ask(ctx, args[0], qtype)
+				if err != nil {
+					return err
+				}
+				return a.print(c.OutOrStdout(), answer, func(w io.Writer) { writeAnswer(w, answer) })
+			})
+		},
+	}
+	a.flags(c, true)
+	return c
+}
+
+// sources are the words for where an answer is from; another one is the reason why
+// there is none.
+var sources = map[string]string{
+	"lease":     "a fake address of the name's own",
+	"own":       "known without asking anybody",
+	"none":      "there is none for this name",
+	"forwarded": "a resolver's, passed on",
+	"services":  "a resolver's, without what leads past the fake address",
+}
+
+func writeAnswer(w io.Writer, a admin.Answer) {
+	fmt.Fprintf(w, "%s %s\t%s\n", a.Name, a.Type, a.Rcode)
+	for _, r := range a.Records {
+		fmt.Fprintf(w, "\t%s\n", r)
+	}
+	if a.Reason != "" {
+		fmt.Fprintf(w, "reason\t%s\n", a.Reason)
+	}
+	from := sources[a.Source]
+	if from == "" {
+		from = a.Source
+	}
+	fmt.Fprintf(w, "from\t%s\n", from)
+	fmt.Fprintf(w, "mode\t%s\n", a.Mode)
+	label := "rules"
+	for _, r := range a.Rules {
+		text := "no rule matches"
+		if r.Rule > 0 {
+			text = fmt.Sprintf("rule %d (line %d)", r.Rule, r.Line)
+		}
+		fmt.Fprintf(w, "%s\t%s: via %s\n", label, text, r.Via)
+		label = ""
+	}
+}
+
 func newReload() *cobra.Command {
 	var a asker
 	c := &cobra.Command{

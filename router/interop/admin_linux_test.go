@@ -18,6 +18,7 @@ import (
 func TestAdmin(t *testing.T) {
 	lab.Need(t, "bash", "bash")
 	lab.Need(t, "curl", "curl")
+	lab.Need(t, "dig", "bind9-dnsutils")
 	l := newLab(t)
 	danted := startServer(t, l, servers.Dante, dante)
 	nobody.need(t)
@@ -56,6 +57,11 @@ func TestAdmin(t *testing.T) {
 		if !strings.Contains(r.Stdout, want) {
 			t.Errorf("status has no %q:\n%s%s", want, r.Stdout, r.Stderr)
 		}
+	}
+	fake := strings.Fields(must(t, l.Host, "dig", "+short", lab.SecretName))[0]
+	if out := ask(rootUser, "dns", "-c", config, lab.SecretName).Stdout; !strings.Contains(out, " A "+fake+"\n") ||
+		!strings.Contains(out, "a fake address of the name's own\n") || !strings.Contains(out, "rule 3 (line 7): via danted\n") {
+		t.Errorf("of a name whose address is %s tunroute dns says:\n%s", fake, out)
 	}
 	if out := must(t, l.Host, "curl", "-s", "--unix-socket", socket, "http://tunroute/v1/status"); !strings.Contains(out, `"flows":1,`) {
 		t.Errorf("curl gets %s", out)

@@ -29,6 +29,7 @@ type fake struct {
 	status  Status
 	flows   []Flow
 	stats   engine.Stats
+	answer  Answer
 	refusal error
 	reloads int
 }
@@ -36,7 +37,11 @@ type fake struct {
 func (f *fake) Status() Status      { return f.status }
 func (f *fake) Flows() []Flow       { return f.flows }
 func (f *fake) Stats() engine.Stats { return f.stats }
-func (f *fake) Reload() error       { f.reloads++; return f.refusal }
+func (f *fake) Ask(_ context.Context, name, qtype string) (Answer, error) {
+	f.answer.Name, f.answer.Type = name, qtype
+	return f.answer, f.refusal
+}
+func (f *fake) Reload() error { f.reloads++; return f.refusal }
 
 // serve has d answer at a socket until the test ends.
 func serve(t *testing.T, d Daemon) (path string) {
@@ -85,6 +90,11 @@ func TestAnswersArriveAsTheyWere(t *testing.T) {
 	}
 	if diff := cmp.Diff(d.flows, flows, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
+	}
+	d.answer = Answer{Rcode: "NOERROR", Records: []string{"a b"}, Mode: "remote", Source: "lease", Rules: []Rule{{3, 8, "g"}}}
+	answer, err := c.Ask(t.Context(), "a&b.test", "MX")
+	if diff := cmp.Diff(d.answer, answer); err != nil || answer.Name != "a&b.test" || diff != "" {
+		t.Errorf("%v, -want +got\n%s", err, diff)
 	}
 	if err := c.Reload(t.Context()); err != nil || d.reloads != 1 {
 		t.Errorf("reload: %v, %d times", err, d.reloads)

@@ -89,6 +89,12 @@ func (c *Client) Flows(ctx context.Context) (f []Flow, err error) {
 	return f, err
 }
 
+// Ask asks for [Daemon.Ask].
+func (c *Client) Ask(ctx context.Context, name, qtype string) (a Answer, err error) {
+	err = c.do(ctx, http.MethodGet, "/v1/dns", url.Values{"name": {name}, "type": {qtype}}, &a)
+	return a, err
+}
+
 // Reload has the config read again.
 func (c *Client) Reload(ctx context.Context) error {
 	return c.do(ctx, http.MethodPost, "/v1/reload", nil, nil)

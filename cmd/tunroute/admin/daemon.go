@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
@@ -15,6 +16,9 @@ type Daemon interface {
 	Flows() []Flow
 	// Reload reads the config again; after an error nothing has changed.
 	Reload() error
+	// Ask answers a question as clients get it, and says why. It may block until
+	// a resolver has answered.
+	Ask(ctx context.Context, name, qtype string) (Answer, error)
 	// Stats are the counters of the rooms.
 	Stats() engine.Stats
 }
@@ -74,4 +78,23 @@ type Flow struct {
 	Start   time.Time      `json:"start"`
 	Up      int64          `json:"up"`
 	Down    int64          `json:"down"`
+}
+
+// Answer is what clients are told about a name.
+type Answer struct {
+	Name    string   `json:"name"`
+	Type    string   `json:"type"`
+	Rcode   string   `json:"rcode"`
+	Records []string `json:"records,omitempty"`
+	Reason  string   `json:"reason,omitempty"` // what the answer says besides
+	Mode    string   `json:"mode"`
+	Source  string   `json:"source"` // of the answer: a lease, the resolver, ourselves
+	Rules   []Rule   `json:"rules"`  // that flows to the name may match, in their order
+}
+
+// Rule is a verdict on flows.
+type Rule struct {
+	Rule int    `json:"rule"` // its number; 0 where none matches
+	Line int    `json:"line,omitempty"`
+	Via  string `json:"via"`
 }

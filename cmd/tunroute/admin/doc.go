@@ -8,6 +8,7 @@
 //
 //	GET    /v1/status               what is open and what came of the rest
 //	GET    /v1/flows                the flows that are open
+//	GET    /v1/dns?name=&type=      what clients are told about a name, and why
 //	POST   /v1/reload               read the config again
 //	GET    /metrics                 the counters, in the text format of Prometheus
 //

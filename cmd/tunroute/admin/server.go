@@ -19,6 +19,10 @@ func NewHandler(d Daemon) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Status(), nil) })
 	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Flows(), nil) })
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) { reply(w, struct{}{}, d.Reload()) })
+	mux.HandleFunc("GET /v1/dns", func(w http.ResponseWriter, r *http.Request) {
+		a, err := d.Ask(r.Context(), r.FormValue("name"), r.FormValue("type"))
+		reply(w, a, err)
+	})
 	mux.Handle("GET /metrics", NewMetrics(d))
 	return mux
 }

@@ -18,6 +18,7 @@ import (
 	"tunroute/router/ident"
 	"tunroute/router/inbound"
 	"tunroute/router/outbound/group"
+	"tunroute/router/rule"
 	"tunroute/stack"
 	"tunroute/tun"
 )
@@ -377,4 +378,15 @@ func (e *Engine) Groups() map[string][]group.Status {
 		all[name] = g.Status()
 	}
 	return all
+}
+
+// ExplainName answers a question as the DNS server does for clients, and returns
+// besides what the rules can make of flows to the name, in their order. It blocks
+// like [dnsfake.Server.Answer].
+func (e *Engine) ExplainName(ctx context.Context, name, qtype string) (dnsfake.Told, []rule.Verdict, error) {
+	told, err := e.dns.Explain(ctx, name, qtype)
+	if err != nil {
+		return told, nil, err
+	}
+	return told, e.names.Load().verdicts(told.Name), nil
 }

@@ -186,3 +186,8 @@ func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byt
 	}
 	return f.resolver.Exchange(outbound.WithFlow(ctx, asked), query, network)
 }
+
+// verdicts returns what the rules can make of flows to a name.
+func (n *names) verdicts(name string) []rule.Verdict {
+	return slices.Collect(n.table.OfName(host(name)))
+}
