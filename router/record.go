@@ -90,6 +90,10 @@ func (r *Router) finish(rec *Record) {
 		rec.Took = time.Since(rec.Start)
 	}
 	r.stats.count(rec)
+	if rec.End == EndOrphan && r.orphans.isNew(rec.Flow.Source.Addr(), time.Now()) {
+		r.log.Warn("orphan", "src", source(rec.Flow.Source), "dst", rec.Destination.String(), "err",
+			"this client holds a fake address from before, and is refused until it asks for the name again")
+	}
 	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}

@@ -68,8 +68,9 @@ type Outbound struct {
 
 // Snapshot is what a config says of flows. It is immutable.
 type Snapshot struct {
-	table *rule.Table
-	outs  map[string]*Outbound
+	table  *rule.Table
+	outs   map[string]*Outbound
+	before func(f *flow.Flow) *Outbound // may be nil
 }
 
 // NewSnapshot returns the Snapshot of a table and the outbounds that it names.
@@ -89,11 +90,22 @@ func NewSnapshot(t *rule.Table, outs []*Outbound) (*Snapshot, error) {
 	return s, nil
 }
 
+// Before returns a Snapshot in which decide is asked before the rules, which decide
+// where it returns nil. It runs at flow tempo and keeps nothing of f.
+func (s *Snapshot) Before(decide func(f *flow.Flow) *Outbound) *Snapshot {
+	return &Snapshot{s.table, s.outs, decide}
+}
+
 // byDefault is where a flow goes that no rule matches.
 var byDefault = &Outbound{Name: "reject", Dialer: outbound.Reject{}}
 
 // route returns the verdict on f and the outbound that it names.
 func (s *Snapshot) route(f *flow.Flow) (rule.Verdict, *Outbound) {
+	if s.before != nil {
+		if out := s.before(f); out != nil {
+			return rule.Verdict{Index: -1, Via: out.Name}, out
+		}
+	}
 	v := s.table.Match(f)
 	if v.Index < 0 {
 		return v, byDefault
@@ -136,7 +148,8 @@ type Router struct {
 	udp    *udpnat.Table
 	echoes chan struct{} // a token per echo in flight
 
-	stats counters
+	orphans clients // who was told of in the log
+	stats   counters
 }
 
 // New returns a Router. It starts nothing; [Router.Run] does.
@@ -316,7 +329,7 @@ func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 	d.Outbound = out.Name
 	switch o := out.Dialer.(type) {
 	case outbound.Reject:
-		rec.end(EndRejected, outbound.ErrRejected)
+		rec.end(EndRejected, o.Err())
 	case outbound.Drop:
 		rec.end(EndRejected, outbound.ErrDropped)
 		d.Drop = true

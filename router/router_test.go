@@ -216,6 +216,47 @@ func TestAcceptComesAfterDial(t *testing.T) {
 	}
 }
 
+// TestOrphansAreToldOnce: a client that holds a dead address tries again and again.
+func TestOrphansAreToldOnce(t *testing.T) {
+	r, _, log := newRouter(t, newDialer(), Options{})
+	for range 3 {
+		r.ServeTCP(t.Context(), newRequest("198.18.0.10:80"))
+	}
+	if n := strings.Count(log.String(), "level=WARN msg=orphan src=10.0.0.2:4000 dst=198.18.0.10:80"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, log)
+	}
+	if n := strings.Count(log.String(), "end=orphan"); n != 3 {
+		t.Errorf("%d records, want 3:\n%s", n, log)
+	}
+}
+
+// TestBeforeTheRules: what is decided before the rules is not for them.
+func TestBeforeTheRules(t *testing.T) {
+	d := newDialer()
+	r, _, log := newRouter(t, d, Options{})
+	r.Swap(r.snap.Load().Before(func(f *flow.Flow) *Outbound {
+		if f.Target.Port != 853 {
+			return nil
+		}
+		return &Outbound{Name: "reject", Dialer: outbound.Reject{Why: "so it is"}}
+	}))
+	q := newRequest("192.0.2.1:853")
+	r.ServeTCP(t.Context(), q)
+	if got := <-q.refused; got != syscall.EACCES || len(d.targets) > 0 {
+		t.Errorf("refused with %v, want EACCES; dialled %v", got, d.targets)
+	}
+	if !strings.Contains(log.String(), `end=rejected err="rejected by rule: so it is"`) {
+		t.Errorf("record: %s", log)
+	}
+	u := r.decideUDP(netip.MustParseAddrPort("10.0.0.2:4000"), netip.MustParseAddrPort("192.0.2.1:853"))
+	if u.Dialer != nil || u.Drop || u.Tag.(*Record).End != EndRejected {
+		t.Errorf("UDP: %+v", u)
+	}
+	if u := r.decideUDP(netip.MustParseAddrPort("10.0.0.2:4000"), netip.MustParseAddrPort("192.0.2.1:80")); u.Outbound != "p1" {
+		t.Errorf("what was left to the rules: %+v", u)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	hop := func(op string, err error) error {
 		return &outbound.HopError{Hop: 2, Hops: 2, Upstream: "p1", Op: op, Err: err}

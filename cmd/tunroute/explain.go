@@ -85,6 +85,11 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 				"        what follows is for when it cannot\n", mode)
 		}
 	}
+	if cfg.DNS.RejectsFlow(f) {
+		b.WriteString("  dns.reject-encrypted: DNS by another way than port 53\n")
+		fmt.Fprintf(&b, "  via: %s\n", describe(cfg, f, "reject"))
+		return b.String(), nil
+	}
 	steps := table.Explain(f)
 	for _, s := range steps {
 		fmt.Fprintf(&b, "  %s\n", s)

@@ -96,8 +96,20 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 	if b.names, err = b.newNames(table); err != nil {
 		return nil, err
 	}
-	return router.NewSnapshot(table, outs)
+	s, err := router.NewSnapshot(table, outs)
+	if err != nil || !b.cfg.DNS.RejectEncrypted {
+		return s, err
+	}
+	return s.Before(func(f *flow.Flow) *router.Outbound {
+		if b.cfg.DNS.RejectsFlow(f) {
+			return encryptedDNS
+		}
+		return nil
+	}), nil
 }
+
+// encryptedDNS is where flows of encrypted DNS go that are rejected.
+var encryptedDNS = &router.Outbound{Name: "reject", Dialer: outbound.Reject{Why: "dns.reject-encrypted"}}
 
 // dialer makes the outbound of u, and of those that it is reached through. The
 // config has no cycles: it is checked when it is read.

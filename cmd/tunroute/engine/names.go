@@ -96,6 +96,10 @@ func (n *names) policy(name string) dnsfake.Policy {
 		NoIPv6:   n.noIPv6,
 		Services: n.cfg.DNS.HTTPS == config.Fetch,
 	}
+	if n.cfg.DNS.RejectsName(name) {
+		p.Denied = true
+		return p
+	}
 	switch n.cfg.NameMode(name) {
 	case config.Local:
 		p.Mode = dnsfake.Local

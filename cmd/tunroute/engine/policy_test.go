@@ -1,16 +1,20 @@
 package engine_test
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine/enginetest"
+	"tunroute/router/outbound/outboundtest"
 	"tunroute/router/socks"
 )
 
@@ -279,5 +283,39 @@ dns: {resolvers: ['%s']}
 			t.Errorf("%s: a faked name has %d IPv6 addresses", rules, len(m.Answers))
 		}
 		l.Stop()
+	}
+}
+
+// TestEncryptedDNSIsRejected: the names do not exist, whatever their mode; the port and
+// the addresses are refused, whatever the rules say.
+func TestEncryptedDNSIsRejected(t *testing.T) {
+	far := outboundtest.StartServer(t, outboundtest.ServerOptions{})
+	here := enginetest.StartDNS(t, map[string]netip.Addr{"dns.quad9.net": netip.MustParseAddr("9.9.9.9")})
+	const text = "upstreams: {far: 'socks5h://%s'}\nnames: {local: [.quad9.net]}\nrules: [{via: far}]\ndns: {resolvers: ['%s'], reject-encrypted: %v}\n"
+	l := enginetest.Start(t, text, far.Target(), here.Addr, true)
+	for _, name := range []string{"dns.google.", "Mozilla.cloudflare-dns.com.", "dns.quad9.net."} {
+		for _, qtype := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeHTTPS} {
+			if m := query(t, l, name, qtype); m.RCode != dnsmessage.RCodeNameError {
+				t.Errorf("%s %s: %s", name, qtype, m.RCode)
+			}
+		}
+	}
+	for _, to := range []string{"9.9.9.9:443", "192.0.2.1:853"} {
+		at := netip.MustParseAddrPort(to)
+		if _, err := l.Host.DialTCP(enginetest.Within(t), netip.AddrPort{}, at); !errors.Is(err, syscall.EHOSTUNREACH) {
+			t.Errorf("TCP to %s: %v, want EHOSTUNREACH, as for what is prohibited", to, err)
+		}
+		l.Next().Has(t, enginetest.Record{"net": "tcp", "dst": to, "out": "reject", "end": "rejected", "err": "dns.reject-encrypted"})
+		if err := sendUDP(t, l, at); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("UDP to %s: %v, want ECONNREFUSED", to, err)
+		}
+		l.Next().Has(t, enginetest.Record{"net": "udp", "dst": to, "out": "reject", "end": "rejected", "err": "dns.reject-encrypted"})
+	}
+	if asked := append(here.Questions(), fmt.Sprint(len(far.Requests()))); len(asked) != 1 || asked[0] != "0" {
+		t.Errorf("asked for %q", asked)
+	}
+	l = enginetest.Start(t, text, far.Target(), here.Addr, false)
+	if m := query(t, l, "dns.google.", dnsmessage.TypeA); m.RCode != dnsmessage.RCodeSuccess {
+		t.Errorf("without the key: %s", m.RCode)
 	}
 }
