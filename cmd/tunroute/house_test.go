@@ -42,11 +42,14 @@ var floors = map[string][]string{
 	"router/inbound":      {"router/flow", "router/socks", "router/httpconnect", "router/ident", "router/relay", "router/outbound"},
 	"router/udpnat":       {"router/flow", "router/outbound"},
 	"router/interop":      {"router/interop", "router/socks"},
-	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe"},
+	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe", "router/inbound/users"},
 	"cmd/tunroute/ui":     {"cmd/tunroute/ui"},
 	"cmd/tunroute/config": {"router/rule", "router/flow"},
 	"cmd/tunroute/engine": {"cmd/tunroute/config", "cmd/tunroute/engine", "tun", "stack", "dnsfake", "router"},
 	"bench":               {"cmd/tunroute", "tun", "stack", "dnsfake", "router", "bench"},
+
+	// What the command passwd needs of the router knows no flow.
+	"router/inbound/users": {"router/inbound"},
 
 	// What tests are made of may know what it tests.
 	"cmd/tunroute/engine/enginetest": {"cmd/tunroute/engine", "cmd/tunroute/config", "stack", "router"},
@@ -63,6 +66,8 @@ var outside = map[string][]string{
 	"go.yaml.in/yaml":            {"cmd/tunroute/config"},
 	"github.com/lmittmann/tint":  {"cmd/tunroute/ui"},
 	"github.com/gaissmai/bart":   {"router/rule"},
+	"golang.org/x/crypto/argon2": {"router/inbound/users"},
+	"golang.org/x/crypto/bcrypt": {"router/inbound/users"},
 	"github.com/prometheus/":     {"cmd/tunroute/admin"},
 	"github.com/jcmturner/":      {"router/gssapi/krb5"},
 }

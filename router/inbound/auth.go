@@ -37,7 +37,7 @@ type Method interface {
 	// to the last byte of what the method wants to say. Where all that follows
 	// is wrapped, it replaces the Conn and the R of s by what unwraps it. After
 	// an error the connection is of no use. It ends when the deadline of s has
-	// passed, or soon after ctx.
+	// passed, which ctx has too.
 	Negotiate(ctx context.Context, s *Stream) (Identity, error)
 }
 

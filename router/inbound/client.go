@@ -50,9 +50,12 @@ type request struct {
 
 // serve serves the client until its flow needs no goroutine any more.
 func (c *client) serve(ctx context.Context) {
-	_ = c.raw.SetDeadline(time.Now().Add(c.server.opts.Negotiate))
+	deadline := time.Now().Add(c.server.opts.Negotiate)
+	_ = c.raw.SetDeadline(deadline)
 	s := &Stream{Source: c.source, R: readers.Get().(*bufio.Reader)}
-	q, err := c.negotiate(ctx, s)
+	inTime, cancel := context.WithDeadline(ctx, deadline)
+	q, err := c.negotiate(inTime, s)
+	cancel()
 	c.server.leave(c)
 	call := &call{stream: s, protocol: q.protocol}
 	if err == nil {

@@ -248,10 +248,24 @@ type Listener struct {
 	// may share a name.
 	Name string `yaml:"name,omitempty"`
 	// How a client may say who it is, the best first: `none` (not at all), which
-	// is the default.
+	// is the default, or `password`, which is the default where there are `users`
+	// or `authenticate`. Of SOCKS4 clients only `none` can be true.
 	Auth []Auth `yaml:"auth,omitempty"`
+	// The file of users and their passwords, which `tunroute passwd` writes; a path
+	// without a leading slash starts at the directory of the config. When it
+	// changes it is read again.
+	Users string `yaml:"users,omitempty"`
+	// A program that knows the users, instead of a file: `command` is its path and
+	// its arguments. User and password are the two lines of its standard input; it
+	// exits with 0 for yes and with 1 for no, within 10 s.
+	Authenticate Authenticate `yaml:"authenticate,omitempty"`
 
 	at place
+}
+
+// Authenticate is a program that knows users.
+type Authenticate struct {
+	Command []string `yaml:"command,omitempty"`
 }
 
 // TUN is the interface that programs send their packets to.

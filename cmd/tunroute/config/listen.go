@@ -2,7 +2,9 @@ package config
 
 import (
 	"net/netip"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -43,8 +45,30 @@ func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
 	if v := valueAt(n, "auth"); v != n && v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
 		d.errorf(v, "write none to let everybody in", "auth is an empty list")
 	}
-	if len(l.Auth) == 0 {
+	checked := l.Users != "" || len(l.Authenticate.Command) > 0
+	switch {
+	case len(l.Auth) == 0 && checked:
+		l.Auth = []Auth{AuthPassword}
+	case len(l.Auth) == 0:
 		l.Auth = []Auth{AuthNone}
+	case slices.Contains(l.Auth, AuthPassword) && !checked:
+		d.errorf(valueAt(n, "auth"), "write users: FILE, and make it with tunroute passwd FILE USER", "auth has password, and nobody knows one")
+	case !slices.Contains(l.Auth, AuthPassword) && checked:
+		d.errorf(valueAt(n, "auth"), "add password, or leave auth out", "auth has no password, so that nobody is asked for one")
+	}
+	if l.Users != "" && len(l.Authenticate.Command) > 0 {
+		d.errorf(valueAt(n, "users"), "leave one of them out", "a listener has users from a file or from authenticate, not both")
+	}
+	if l.Users != "" && !filepath.IsAbs(l.Users) {
+		l.Users = filepath.Join(filepath.Dir(d.file), l.Users)
+	}
+}
+
+func (a *Authenticate) decodeNode(d *decoder, n *yaml.Node) {
+	before := len(d.errs)
+	d.fields(n, reflect.ValueOf(a).Elem(), "authenticate")
+	if len(d.errs) == before && (len(a.Command) == 0 || a.Command[0] == "") {
+		d.errorf(n, "write {command: [/usr/local/bin/check-user]}", "authenticate without a command")
 	}
 }
 

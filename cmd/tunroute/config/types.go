@@ -124,9 +124,10 @@ type Auth uint8
 // The ways.
 const (
 	AuthNone Auth = iota
+	AuthPassword
 )
 
-var auths = enum{"none"}
+var auths = enum{"none", "password"}
 
 // String returns the way as the config has it.
 func (a Auth) String() string { return auths.text(int(a)) }

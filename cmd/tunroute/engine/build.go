@@ -14,6 +14,7 @@ import (
 	"tunroute/router"
 	"tunroute/router/flow"
 	"tunroute/router/ident"
+	"tunroute/router/inbound/users"
 	"tunroute/router/outbound"
 	"tunroute/router/outbound/group"
 	"tunroute/router/socks"
@@ -341,8 +342,18 @@ func Check(cfg *config.Config) error {
 		return err
 	}
 	defer b.close()
-	_, err = b.snapshot()
-	return err
+	if _, err = b.snapshot(); err != nil {
+		return err
+	}
+	for _, l := range cfg.Listen.Socks {
+		if l.Users == "" {
+			continue
+		}
+		if _, err := users.Open(l.Users, nil); err != nil {
+			return fmt.Errorf("listen %v: users: %w", l.At, err)
+		}
+	}
+	return nil
 }
 
 // Server is somebody to whom this machine opens connections itself: a server

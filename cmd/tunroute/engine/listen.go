@@ -8,6 +8,7 @@ import (
 	"tunroute/cmd/tunroute/config"
 	"tunroute/router/flow"
 	"tunroute/router/inbound"
+	"tunroute/router/inbound/users"
 )
 
 // newServer makes the server of listen.
@@ -21,7 +22,10 @@ func (e *Engine) newServer() (*inbound.Server, error) {
 // listenSocks opens the listeners of listen.
 func (e *Engine) listenSocks(ctx context.Context, opened *closers) (all []inbound.Listener, err error) {
 	for _, l := range e.current.Load().Listen.Socks {
-		in := inbound.Listener{Name: l.Name, Methods: methods(l)}
+		in := inbound.Listener{Name: l.Name}
+		if in.Methods, err = e.methods(l); err != nil {
+			return nil, fmt.Errorf("listen %v: %w", l.At, err)
+		}
 		if in.Listener, err = listenAt(ctx, l.At); err != nil {
 			return nil, fmt.Errorf("listen %v: %w", l.At, err)
 		}
@@ -40,12 +44,30 @@ func listenAt(ctx context.Context, at config.ListenAt) (net.Listener, error) {
 }
 
 // methods returns how clients may say who they are.
-func methods(l config.Listener) (list []inbound.Method) {
+func (e *Engine) methods(l config.Listener) (list []inbound.Method, err error) {
 	for _, a := range l.Auth {
 		switch a {
 		case config.AuthNone:
 			list = append(list, inbound.None{})
+		case config.AuthPassword:
+			known, err := e.users(l)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, inbound.Password{Checker: known})
 		}
 	}
-	return list
+	return list, nil
+}
+
+// users returns who knows the users of a listener.
+func (e *Engine) users(l config.Listener) (*users.Guard, error) {
+	if l.Users == "" {
+		return users.NewGuard(users.Command{Args: l.Authenticate.Command}, e.log), nil
+	}
+	f, err := users.Open(l.Users, e.log)
+	if err != nil {
+		return nil, fmt.Errorf("users: %w", err)
+	}
+	return users.NewGuard(f, e.log), nil
 }

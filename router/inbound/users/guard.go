@@ -1,0 +1,252 @@
+package users
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"tunroute/router/inbound"
+)
+
+// verifier knows passwords.
+type verifier interface {
+	// verify returns who a user is; [inbound.ErrDenied] says that the password
+	// is wrong.
+	verify(ctx context.Context, user, password string) (inbound.Identity, error)
+	// version changes when what verify has said of a user no longer counts.
+	version(user string) string
+}
+
+// What a Guard allows.
+const (
+	// remembered is how long who was right does not have to prove it again: a
+	// browser opens many connections in a row.
+	remembered = time.Minute
+	// maxRemembered users.
+	maxRemembered = 4096
+
+	// firstDelay is how long the first refusal is held back, and each one after
+	// it twice as long, up to lastDelay: a client has 30 s for all it says.
+	firstDelay = 250 * time.Millisecond
+	lastDelay  = 8 * time.Second
+	// maxFails after which a source is refused unheard, for lockTime.
+	maxFails = 10
+	lockTime = time.Minute
+	// maxSources whose failures are kept.
+	maxSources = 4096
+)
+
+// Guard checks users by way of a [File] or a [Command]. It is safe for concurrent use.
+type Guard struct {
+	verifier verifier
+	log      *slog.Logger
+	key      [32]byte      // of what is remembered
+	slots    chan struct{} // a token for each that is being verified
+
+	now   func() time.Time
+	sleep func(context.Context, time.Duration) error
+
+	mu      sync.Mutex // guards what follows
+	known   map[string]memory
+	sources map[netip.Addr]*source
+}
+
+// memory is that a user was right: not the password, but a hash of it under a key that
+// only this process has.
+type memory struct {
+	sum   [sha256.Size]byte
+	who   inbound.Identity
+	until time.Time
+}
+
+// source is where wrong passwords came from.
+type source struct {
+	turn  chan struct{} // it has one password checked at a time
+	fails int           // without a minute between two
+	last  time.Time
+}
+
+// NewGuard returns a Guard before v, a [*File] or a [Command].
+func NewGuard(v verifier, log *slog.Logger) *Guard {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	g := &Guard{
+		verifier: v, log: log, now: time.Now, sleep: sleep,
+		slots: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		known: make(map[string]memory), sources: make(map[netip.Addr]*source),
+	}
+	rand.Read(g.key[:])
+	return g
+}
+
+var _ inbound.Checker = (*Guard)(nil)
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// errLocked is told of a source that has guessed too often.
+var errLocked = errors.Join(inbound.ErrDenied, errors.New("too many wrong passwords from there"))
+
+// Check implements [inbound.Checker].
+func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password string) (inbound.Identity, error) {
+	sum := g.sum(user, password)
+	if who, ok := g.recall(user, sum); ok {
+		return who, nil
+	}
+	from = network(from)
+	s := g.guesser(from)
+	if s != nil && !g.locked(s) {
+		select {
+		case s.turn <- struct{}{}:
+			defer func() { <-s.turn }()
+		case <-ctx.Done():
+			return inbound.Identity{}, context.Cause(ctx)
+		}
+	}
+	if s != nil && g.locked(s) {
+		if err := g.sleep(ctx, lastDelay); err != nil {
+			return inbound.Identity{}, err
+		}
+		return inbound.Identity{}, errLocked
+	}
+	who, err := g.verify(ctx, user, password)
+	switch {
+	case err == nil:
+		// Failures of the same source stay: they may be another's.
+		g.remember(user, sum, who)
+		return who, nil
+	case !errors.Is(err, inbound.ErrDenied):
+		g.log.Error("users cannot be checked", "err", err)
+		return inbound.Identity{}, errors.Join(inbound.ErrDenied, err)
+	}
+	delay := g.blame(from)
+	if err := g.sleep(ctx, delay); err != nil {
+		return inbound.Identity{}, err
+	}
+	return inbound.Identity{}, inbound.ErrDenied
+}
+
+// verify is verifier's, for as many at a time as can run.
+func (g *Guard) verify(ctx context.Context, user, password string) (inbound.Identity, error) {
+	select {
+	case g.slots <- struct{}{}:
+		defer func() { <-g.slots }()
+	case <-ctx.Done():
+		return inbound.Identity{}, context.Cause(ctx)
+	}
+	return g.verifier.verify(ctx, user, password)
+}
+
+func (g *Guard) sum(user, password string) (sum [sha256.Size]byte) {
+	mac := hmac.New(sha256.New, g.key[:])
+	for _, s := range []string{user, g.verifier.version(user), password} {
+		mac.Write([]byte{byte(len(s) >> 8), byte(len(s))})
+		mac.Write([]byte(s))
+	}
+	mac.Sum(sum[:0])
+	return sum
+}
+
+// recall returns who a user is that was right before.
+func (g *Guard) recall(user string, sum [sha256.Size]byte) (inbound.Identity, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m, ok := g.known[user]
+	if !ok || !hmac.Equal(m.sum[:], sum[:]) || g.now().After(m.until) {
+		return inbound.Identity{}, false
+	}
+	return m.who, true
+}
+
+func (g *Guard) remember(user string, sum [sha256.Size]byte, who inbound.Identity) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.known) >= maxRemembered {
+		clear(g.known) // each of them costs one look at the hash
+	}
+	g.known[user] = memory{sum, who, g.now().Add(remembered)}
+}
+
+// network is what of an address belongs to one source: a host has a whole /64 of IPv6.
+// All clients on unix sockets are one.
+func network(a netip.Addr) netip.Addr {
+	if a.Is6() && !a.Is4In6() {
+		p, _ := a.WithZone("").Prefix(64)
+		return p.Addr()
+	}
+	return a.Unmap()
+}
+
+// guesser returns where wrong passwords have come from lately, or nil.
+func (g *Guard) guesser(from netip.Addr) *source {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.sources[from]
+}
+
+// locked tells whether a source is refused unheard.
+func (g *Guard) locked(s *source) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return s.fails >= maxFails && g.now().Sub(s.last) <= lockTime
+}
+
+// blame notes a failure and returns how long to hold the refusal back.
+func (g *Guard) blame(from netip.Addr) time.Duration {
+	g.mu.Lock()
+	now := g.now()
+	s := g.sources[from]
+	if s == nil {
+		g.makeRoomLocked(now)
+		s = &source{turn: make(chan struct{}, 1)}
+		g.sources[from] = s
+	}
+	if now.Sub(s.last) > lockTime {
+		s.fails = 0
+	}
+	s.fails++
+	s.last = now
+	fails := s.fails
+	g.mu.Unlock()
+
+	// Each time that they have doubled: a guesser fills no disk.
+	if fails&(fails-1) == 0 || fails == maxFails {
+		// Not the user: it may be a password in the wrong field.
+		g.log.Warn("wrong user or password", "src", from, "times", fails, "locked", fails >= maxFails)
+	}
+	return min(firstDelay<<min(fails-1, 10), lastDelay)
+}
+
+// makeRoomLocked forgets who has been quiet, or anybody.
+func (g *Guard) makeRoomLocked(now time.Time) {
+	if len(g.sources) < maxSources {
+		return
+	}
+	for from, s := range g.sources {
+		if now.Sub(s.last) > lockTime {
+			delete(g.sources, from)
+		}
+	}
+	for from := range g.sources {
+		if len(g.sources) < maxSources {
+			return
+		}
+		delete(g.sources, from)
+	}
+}
