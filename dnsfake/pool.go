@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -75,6 +76,9 @@ type PoolOptions struct {
 
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+
+	// Logger gets what is unusual about the file of leases. Nil discards.
+	Logger *slog.Logger
 }
 
 var (
@@ -86,17 +90,18 @@ var (
 	ErrName = errors.New("not a host name that can have a fake address")
 )
 
-// Pool leases fake addresses to names. All methods are safe for concurrent use
-// and none blocks for I/O.
+// Pool leases fake addresses to names. All methods are safe for concurrent use.
+// None but Open and Lease, which says so, blocks for I/O.
 type Pool struct {
-	v4, v6     netip.Prefix // masked
-	reserved   int
-	limit      uint64 // the first place that is not leased, because a range ends there
+	ranges
 	max        int
 	quarantine int64 // nanoseconds, at least 1
 	key        [16]byte
 	now        func() time.Time
 	epoch      time.Time // when the pool was made; uses are counted from here, by the monotonic clock
+	base       int64     // and from here, where a file says what was before
+	log        *slog.Logger
+	store      *store // nil where leases are not kept
 
 	// mu guards writes to leases, the heap in them and lease.seen. Leases are
 	// found, used, pinned and released without it.
@@ -120,6 +125,14 @@ type lease struct {
 	pins atomic.Int32 // flows on it, or dead
 	used atomic.Int64 // the last use, as of Pool.stamp
 	seen int64        // what the heap knows of used; guarded by Pool.mu
+
+	// saved is the last use that the file knows of, in seconds; 0 means that
+	// the file does not know of the lease.
+	saved atomic.Uint32
+
+	// hidden is true of a lease that leads nowhere: one that was dropped, or
+	// one without a name, which only keeps a place from others.
+	hidden atomic.Bool
 }
 
 // dead is the pins of a lease that has ended, or is about to: it may come back to
@@ -164,45 +177,27 @@ func NewPool(o PoolOptions) (*Pool, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	switch {
-	case !o.V4.IsValid() || !o.V4.Addr().Is4():
-		return nil, fmt.Errorf("fake range %v is not an IPv4 prefix", o.V4)
-	case !o.V6.IsValid() || !o.V6.Addr().Is6() || o.V6.Addr().Is4In6():
-		return nil, fmt.Errorf("fake range %v is not an IPv6 prefix", o.V6)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	// Places are 32 bits, which no IPv4 range has more of.
-	places4 := uint64(1) << (32 - o.V4.Bits())
-	places6 := uint64(1) << min(128-o.V6.Bits(), 32)
-	if o.Reserved == 0 {
-		o.Reserved = defaultReserved
-		if min(places4, places6) < smallRange {
-			o.Reserved = deviceSlot + 1
-		}
-	}
+	r, err := makeRanges(o.V4, o.V6, o.Reserved)
 	switch {
-	case o.Reserved <= deviceSlot || o.Reserved > maxReserved:
-		return nil, fmt.Errorf("%d reserved addresses: must be %d (network, resolver, device) to %d", o.Reserved, deviceSlot+1, maxReserved)
-	case places4-1 <= uint64(o.Reserved): // less the broadcast address
-		return nil, fmt.Errorf("fake range %v is too small: the first %d addresses are reserved, and the last one", o.V4, o.Reserved)
-	case places6 <= uint64(o.Reserved):
-		return nil, fmt.Errorf("fake range %v is too small: the first %d addresses are reserved", o.V6, o.Reserved)
+	case err != nil:
+		return nil, err
 	case o.Max < 1 || o.Max > maxMax:
 		return nil, fmt.Errorf("%d leases at most: must be 1 to %d", o.Max, maxMax)
 	case o.Quarantine < 0:
 		return nil, fmt.Errorf("quarantine of %v is negative", o.Quarantine)
 	}
-	limit := min(places4-1, places6)
-	most := int(min(limit-uint64(o.Reserved), uint64(o.Max)))
+	most := int(min(r.limit()-uint64(r.reserved), uint64(o.Max)))
 	return &Pool{
-		v4:         o.V4.Masked(),
-		v6:         o.V6.Masked(),
-		reserved:   o.Reserved,
-		limit:      limit,
+		ranges:     r,
 		max:        most,
 		quarantine: int64(o.Quarantine),
 		key:        o.Key,
 		now:        o.Now,
 		epoch:      o.Now(),
+		log:        o.Logger,
 		leases:     newTable(most),
 	}, nil
 }
@@ -210,7 +205,8 @@ func NewPool(o PoolOptions) (*Pool, error) {
 // Lease returns the fake address of name, IPv4 or IPv6. The same name has the
 // same address for as long as its lease lives, whatever its letter case and with
 // or without the trailing dot. It returns [ErrName] for a name that cannot have
-// one, and [ErrExhausted] when none is left.
+// one, and [ErrExhausted] when none is left. Where leases are kept in a file it
+// waits until a new one is in there, but no longer than 200 milliseconds.
 func (p *Pool) Lease(name string, v6 bool) (netip.Addr, error) {
 	name, ok := canonical(name)
 	if !ok {
@@ -219,48 +215,70 @@ func (p *Pool) Lease(name string, v6 bool) (netip.Addr, error) {
 	return p.lease(name, v6)
 }
 
-// lease is Lease for a name that is canonical and may be leased. If the name has
-// a lease it takes no lock and does not allocate; if not, name is copied.
+// lease is Lease for a name that is canonical and may be leased.
 func (p *Pool) lease(name string, v6 bool) (netip.Addr, error) {
-	now := p.stamp()
-	l := p.leases.named(name)
-	if l == nil || !l.use(now) {
-		var err error
-		if l, err = p.grant(name, now); err != nil {
-			return netip.Addr{}, err
-		}
+	if a, ok := p.leased(name, v6); ok {
+		return a, nil
 	}
+	l, saving, err := p.grant(name)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	p.store.wait(saving)
 	return p.addr(l.slot, v6), nil
 }
 
-// grant makes the lease of name, unless somebody has made it meanwhile.
-func (p *Pool) grant(name string, now int64) (*lease, error) {
+// leased is lease for a name that has a lease which may be told of at once, and
+// else returns false. It takes no lock and does not allocate.
+func (p *Pool) leased(name string, v6 bool) (netip.Addr, bool) {
+	l := p.leases.named(name)
+	if l == nil || l.hidden.Load() {
+		return netip.Addr{}, false
+	}
+	now := p.stamp()
+	if !p.store.knows(l, now) || !l.use(now) {
+		return netip.Addr{}, false
+	}
+	return p.addr(l.slot, v6), true
+}
+
+// waits reports whether lease may wait for the disk.
+func (p *Pool) waits() bool { return p.store != nil && !p.store.failing.Load() }
+
+// grant makes the lease of name, which it copies, if there is none, and returns
+// what is to be waited for before anybody is told of it; nil is nothing.
+func (p *Pool) grant(name string) (*lease, *notes, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := p.stamp()
 	if l := p.leases.named(name); l != nil {
 		l.used.Store(now)
-		return l, nil
+		if l.hidden.Load() {
+			l.hidden.Store(false)
+			return l, p.store.note(entryLease, l, now), nil
+		}
+		return l, p.store.noteUse(l, now), nil
 	}
 	freed := int64(-1)
-	if p.leases.len() == p.max {
+	for p.leases.len() >= p.max { // more, if a file had more
 		l := p.evict(now)
 		if l == nil {
 			p.exhausted.Add(1)
-			return nil, ErrExhausted
+			return nil, nil, ErrExhausted
 		}
 		freed = int64(l.slot)
 	}
 	l := &lease{name: strings.Clone(name), slot: p.place(name, freed), seen: now}
 	l.used.Store(now)
 	p.leases.insert(l)
-	return l, nil
+	return l, p.store.note(entryLease, l, now), nil
 }
 
 // place returns a free slot for name: where its hash says or the next one after
 // that. If there is but one, freed is known to be it; else freed is of no
 // consequence. The caller holds mu and has seen to it that there is one.
 func (p *Pool) place(name string, freed int64) uint32 {
-	n := p.limit - uint64(p.reserved)
+	n := p.limit() - uint64(p.reserved)
 	if uint64(p.leases.len()) == n-1 && freed >= 0 {
 		return uint32(freed)
 	}
@@ -304,6 +322,7 @@ func (p *Pool) evict(now int64) *lease {
 		} else {
 			p.leases.removeOldest()
 			p.evicted.Add(1)
+			p.store.note(entryEnd, l, now)
 			return l
 		}
 		p.leases.sink()
@@ -320,28 +339,41 @@ func (p *Pool) Acquire(addr netip.Addr) (name string, release func(), ok bool) {
 		return "", nil, false
 	}
 	l := p.leases.placed(slot)
-	if l == nil {
+	if l == nil || l.hidden.Load() {
 		return "", nil, false
 	}
 	if !l.pin() {
 		// While mu is held nothing is about to end.
 		p.mu.Lock()
 		l = p.leases.placed(slot)
-		ok = l != nil && l.pin()
+		ok = l != nil && !l.hidden.Load() && l.pin()
 		p.mu.Unlock()
 		if !ok {
 			return "", nil, false
 		}
 	}
 	p.pins.Add(1)
+	p.noteFlow(l)
 	var released atomic.Bool
 	return l.name, func() {
 		if released.CompareAndSwap(false, true) {
-			l.used.Store(p.stamp())
+			p.noteFlow(l)
 			l.pins.Add(-1)
 			p.pins.Add(-1)
 		}
 	}, true
+}
+
+// noteFlow notes that a flow uses l, which is pinned, now. A flow does not wait for
+// the file: it is told within the millisecond or so that writing takes.
+func (p *Pool) noteFlow(l *lease) {
+	now := p.stamp()
+	l.used.Store(now)
+	if !p.store.knows(l, now) {
+		p.mu.Lock()
+		p.store.noteUse(l, now)
+		p.mu.Unlock()
+	}
 }
 
 // Name returns the name behind a fake address without pinning it; false if addr
@@ -353,7 +385,7 @@ func (p *Pool) Name(addr netip.Addr) (string, bool) {
 		return "", false
 	}
 	l := p.leases.placed(slot)
-	if l == nil {
+	if l == nil || l.hidden.Load() {
 		return "", false
 	}
 	return l.name, true
@@ -362,8 +394,7 @@ func (p *Pool) Name(addr netip.Addr) (string, bool) {
 // Owns reports whether addr lies in one of the ranges, leased or not: reserved
 // addresses and orphans are owned too. It runs at packet tempo.
 func (p *Pool) Owns(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	return p.v4.Contains(addr) || p.v6.Contains(addr)
+	return p.owns(addr.Unmap())
 }
 
 // V4 returns the IPv4 range.
@@ -393,6 +424,8 @@ type PoolStats struct {
 	Pins      int    // flows on fake addresses now
 	Evicted   uint64 // leases that ended for another name
 	Exhausted uint64 // names that got no lease
+	Unsaved   uint64 // answers that did not wait any longer for the file
+	Failing   bool   // there should be a file, and cannot be written
 }
 
 // Stats returns the figures of this moment.
@@ -400,51 +433,19 @@ func (p *Pool) Stats() PoolStats {
 	p.mu.Lock()
 	leases := p.leases.len()
 	p.mu.Unlock()
-	return PoolStats{
+	s := PoolStats{
 		Capacity:  p.max,
 		Leases:    leases,
 		Pins:      int(p.pins.Load()),
 		Evicted:   p.evicted.Load(),
 		Exhausted: p.exhausted.Load(),
 	}
-}
-
-// addr returns the address at slot.
-func (p *Pool) addr(slot uint32, v6 bool) netip.Addr {
-	if v6 {
-		b := p.v6.Addr().As16()
-		orUint32(b[12:], slot)
-		return netip.AddrFrom16(b)
+	if p.store != nil {
+		s.Unsaved, s.Failing = p.store.unsaved.Load(), p.store.failing.Load()
 	}
-	b := p.v4.Addr().As4()
-	orUint32(b[:], slot)
-	return netip.AddrFrom4(b)
-}
-
-func orUint32(b []byte, v uint32) {
-	binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)|v)
-}
-
-// slot returns the place of a fake address that may be leased.
-func (p *Pool) slot(addr netip.Addr) (uint32, bool) {
-	addr = addr.Unmap()
-	var slot uint32
-	switch {
-	case p.v4.Contains(addr):
-		a, base := addr.As4(), p.v4.Addr().As4()
-		slot = binary.BigEndian.Uint32(a[:]) - binary.BigEndian.Uint32(base[:])
-	case p.v6.Contains(addr):
-		a, base := addr.As16(), p.v6.Addr().As16()
-		if [12]byte(a[:]) != [12]byte(base[:]) {
-			return 0, false // no slot is that far into the range
-		}
-		slot = binary.BigEndian.Uint32(a[12:]) - binary.BigEndian.Uint32(base[12:])
-	default:
-		return 0, false
-	}
-	return slot, slot >= uint32(p.reserved) && uint64(slot) < p.limit
+	return s
 }
 
 // stamp returns the time since the pool was made. The monotonic clock counts: a
 // router that learns the date after its start must not end all quarantines.
-func (p *Pool) stamp() int64 { return int64(p.now().Sub(p.epoch)) }
+func (p *Pool) stamp() int64 { return p.base + int64(p.now().Sub(p.epoch)) }

@@ -260,7 +260,7 @@ func TestPlacesOfAllTheRange(t *testing.T) {
 		c.advance(1)
 		name := fmt.Sprintf("n%d.example", i)
 		slot, _ := p.slot(mustLease(t, p, name, i%2 == 0))
-		if want := uint64(p.reserved) + p.hash(name)%(p.limit-uint64(p.reserved)); uint64(slot) != want {
+		if want := uint64(p.reserved) + p.hash(name)%(p.limit()-uint64(p.reserved)); uint64(slot) != want {
 			t.Errorf("%s is at %d, its hash says %d", name, slot, want)
 		}
 		if slot >= 1<<23 {

@@ -80,7 +80,12 @@ type Policy struct {
 const (
 	defaultTTL         = time.Second
 	defaultMaxForwards = 256
-	maxTTL             = 24 * time.Hour
+
+	// Questions that wait for the file of leases at once, which takes a
+	// millisecond if the disk is not busy. One more is ignored, and asked
+	// again by its client.
+	maxSaving = 4096
+	maxTTL    = 24 * time.Hour
 )
 
 // Options say how a [Server] answers. Pool must be set.
@@ -127,6 +132,8 @@ type Server struct {
 	log      *slog.Logger
 	waiting  chan struct{} // holds a token for each question at a resolver
 	queries  sync.Pool     // of *query, for AppendNow
+
+	saving atomic.Int64 // questions that wait for their lease to be written
 
 	warned atomic.Int64 // the pool's time of the last warning of its exhaustion
 
@@ -206,11 +213,18 @@ func (s *Server) Answer(ctx context.Context, msg []byte, network string) []byte 
 	if answer, done := s.now(q, msg); done {
 		return answer
 	}
+	if q.leases() {
+		defer s.saving.Add(-1)
+		if s.saving.Add(1) > maxSaving {
+			return nil
+		}
+		return s.lease(q)
+	}
 	return s.forward(ctx, q, network)
 }
 
 // AnswerNow is Answer for what needs no resolver, first of all the addresses of
-// Remote names: it never blocks, so a datagram needs no goroutine. Where done is
+// Remote names that have them: it never blocks, so a datagram needs no goroutine. Where done is
 // false only Answer can tell. Our own answers fit in either network.
 func (s *Server) AnswerNow(msg []byte) (answer []byte, done bool) {
 	return s.AnswerInto(nil, msg)
@@ -227,7 +241,8 @@ func (s *Server) AnswerInto(buf, msg []byte) (answer []byte, done bool) {
 	return answer, done
 }
 
-// now answers what needs no resolver, and else leaves the query as read.
+// now answers what needs neither a resolver nor the disk, and else leaves the query
+// as read.
 func (s *Server) now(q *query, msg []byte) (answer []byte, done bool) {
 	rcode := q.parse(msg)
 	if rcode == dns.RcodeSuccess {
@@ -296,7 +311,7 @@ func (s *Server) own(q *query) []byte {
 }
 
 // byPolicy answers what needs nobody else; nil for what is to be asked of a
-// resolver.
+// resolver, and for a lease that has to be written down first.
 func (s *Server) byPolicy(q *query) []byte {
 	p := s.policyOf(q.name)
 	if p.Mode == LocalThenRemote && p.Resolver == nil {
@@ -307,11 +322,11 @@ func (s *Server) byPolicy(q *query) []byte {
 		q.why = whyDenied
 		return s.negative(q, dns.RcodeNameError)
 	}
+	if q.leases() {
+		return s.leaseNow(q)
+	}
 	switch q.qtype {
 	case dns.TypeA, dns.TypeAAAA:
-		if p.Mode == Remote {
-			return s.lease(q)
-		}
 		if q.qtype == dns.TypeAAAA && p.NoIPv6 {
 			return s.negative(q, dns.RcodeSuccess)
 		}
@@ -335,7 +350,25 @@ func (s *Server) byPolicy(q *query) []byte {
 	return nil
 }
 
-// lease answers with a fake address.
+// leases reports whether the answer to q is a lease, as far as its policy tells.
+func (q *query) leases() bool {
+	return q.policy.Mode == Remote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA)
+}
+
+// leaseNow is lease, or nil where that may have to wait.
+func (s *Server) leaseNow(q *query) []byte {
+	if q.plain && !isAddress(q.name) {
+		if addr, ok := s.pool.leased(q.name, q.qtype == dns.TypeAAAA); ok {
+			return s.leasedAt(q, addr)
+		}
+		if s.pool.waits() {
+			return nil
+		}
+	}
+	return s.lease(q)
+}
+
+// lease answers with a fake address. Where leases are kept it may wait for the disk.
 func (s *Server) lease(q *query) []byte {
 	if !q.plain || isAddress(q.name) {
 		return s.negative(q, dns.RcodeSuccess)
@@ -346,6 +379,10 @@ func (s *Server) lease(q *query) []byte {
 		q.why = whyExhausted
 		return s.fail(q, err.Error())
 	}
+	return s.leasedAt(q, addr)
+}
+
+func (s *Server) leasedAt(q *query, addr netip.Addr) []byte {
 	s.leased.Add(1)
 	s.debug(q, "lease")
 	return q.end(appendAddr(q.begin(dns.RcodeSuccess), addr, s.ttl), dns.RcodeSuccess)

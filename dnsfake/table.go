@@ -21,6 +21,7 @@ type table struct {
 
 	byName, bySlot index
 	byUse          []uint32 // a heap, the least seen first
+	octets         int      // of all names
 	nameSeed       maphash.Seed
 	slotSeed       uint64
 }
@@ -81,14 +82,20 @@ func (t *table) named(name string) *lease {
 
 // placed returns the lease at slot, or nil. It does not allocate.
 func (t *table) placed(slot uint32) *lease {
+	_, l := t.number(slot)
+	return l
+}
+
+// number returns the lease at slot and its number; nil if there is none.
+func (t *table) number(slot uint32) (uint32, *lease) {
 	p := t.bySlot.probe(t.hashSlot(slot))
 	for {
 		i, ok := p.next()
 		if !ok {
-			return nil
+			return 0, nil
 		}
 		if l := t.at(i); l != nil && l.slot == slot {
-			return l
+			return i, l
 		}
 	}
 }
@@ -96,6 +103,13 @@ func (t *table) placed(slot uint32) *lease {
 // insert adds a lease, whose name and slot no other has. One without a name is
 // not found by name.
 func (t *table) insert(l *lease) {
+	t.byUse = append(t.byUse, t.add(l))
+	t.up(len(t.byUse) - 1)
+}
+
+// add is insert, but for the order by use: until order is called the oldest one
+// is not known.
+func (t *table) add(l *lease) uint32 {
 	i := uint32(t.next)
 	if n := len(t.free); n > 0 {
 		i, t.free = t.free[n-1], t.free[:n-1]
@@ -112,8 +126,33 @@ func (t *table) insert(l *lease) {
 		t.byName.insert(t.hashName(l.name), i, t.nameHash)
 	}
 	t.bySlot.insert(t.hashSlot(l.slot), i, t.slotHash)
-	t.byUse = append(t.byUse, i)
-	t.up(len(t.byUse) - 1)
+	t.octets += len(l.name)
+	return i
+}
+
+// remove removes lease i, but for the order by use.
+func (t *table) remove(i uint32) {
+	l := t.at(i)
+	if l.name != "" {
+		t.byName.remove(t.hashName(l.name), i)
+	}
+	t.bySlot.remove(t.hashSlot(l.slot), i)
+	t.octets -= len(l.name)
+	t.chunks[i/chunkSize].Load()[i%chunkSize].Store(nil)
+	t.free = append(t.free, i)
+}
+
+// order orders all leases by seen.
+func (t *table) order() {
+	t.byUse = t.byUse[:0]
+	for i := range uint32(t.next) {
+		if t.at(i) != nil {
+			t.byUse = append(t.byUse, i)
+		}
+	}
+	for i := len(t.byUse)/2 - 1; i >= 0; i-- {
+		t.down(i)
+	}
 }
 
 // oldest returns the lease that was seen longest ago, or nil.
@@ -133,14 +172,7 @@ func (t *table) removeOldest() {
 	t.byUse[0] = t.byUse[last]
 	t.byUse = t.byUse[:last]
 	t.down(0)
-
-	l := t.at(i)
-	if l.name != "" {
-		t.byName.remove(t.hashName(l.name), i)
-	}
-	t.bySlot.remove(t.hashSlot(l.slot), i)
-	t.chunks[i/chunkSize].Load()[i%chunkSize].Store(nil)
-	t.free = append(t.free, i)
+	t.remove(i)
 }
 
 func (t *table) nameHash(i uint32) uint64 { return t.hashName(t.at(i).name) }
