@@ -41,6 +41,7 @@ func zone(t testing.TB, records ...string) Exchanger {
 			return nil, err
 		}
 		a.SetReply(&q)
+		a.RecursionAvailable = true
 		name := dns.CanonicalName(q.Question[0].Name)
 		if dns.IsSubDomain("fails.test.", name) {
 			return nil, errors.New("no answer")
