@@ -315,8 +315,24 @@ type DNS struct {
 	// Who is asked for names with the mode `local`, for names that go
 	// `direct`, for the names of upstreams, and for what is no address of a
 	// name with the mode `remote` that goes `direct`: addresses, with port 53
-	// where none is given, or `system` for what this machine is set up with.
+	// where none is given, `tcp://`, `tls://` and `https://` URLs, or `system` for
+	// what this machine is set up with. One may be for some names only, and be
+	// asked through an upstream: [dns.md](dns.md#resolvers) has its keys.
 	Resolvers []Resolver `yaml:"resolvers"`
+	// How one of several resolvers is chosen: `failover`, which asks the first,
+	// and the next if it does not answer; or `race`, which asks all at once and
+	// takes the first answer.
+	Strategy Strategy `yaml:"strategy"`
+	// Files with names and their addresses, which are looked at before anybody is
+	// asked: `system`, for that of this machine, or the path of one, which starts
+	// at the directory of the config without a leading slash.
+	Hosts []string `yaml:"hosts"`
+	// Names that may have addresses of private networks: `example.org`,
+	// `.example.org` for it and everything below, or `.` for all. In answers
+	// about other names of the public tree they are left out, so that no page
+	// reaches into this network by a name of its own. Names that `names` or a
+	// resolver's `for` lists may have them too.
+	RebindAllow []rule.Dest `yaml:"rebind-allow"`
 	// Who is asked for what is no address of a name with the mode `remote` that
 	// goes through a server: addresses of DNS servers, with port 53 where none
 	// is given, to which the question goes through that server, by TCP. Where

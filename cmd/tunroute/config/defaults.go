@@ -44,7 +44,8 @@ func Default() *Config {
 			// resolvers take for an error. A fake address costs nothing to
 			// ask for again.
 			TTL:       time.Second,
-			Resolvers: []Resolver{{System: true}},
+			Resolvers: []Resolver{{URL: "system"}},
+			Hosts:     []string{systemHosts},
 			Capture:   true,
 		},
 		// It says what is there, and nothing of who is behind it.

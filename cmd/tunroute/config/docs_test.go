@@ -162,7 +162,8 @@ var valueWords = map[string]string{
 	"[]rule.Dest":      "name or address, or a list",
 	"[]rule.PortRange": "port, or a list",
 	"[]Proto":          "word, or a list",
-	"[]Resolver":       "address or `system`, or a list",
+	"[]Resolver":       "URL, mapping or `system`, or a list",
+	"Strategy":         "word",
 	"[]Listener":       "address or mapping, or a list",
 	"ListenAt":         "address with or without port, or `unix:PATH`",
 	"[]Auth":           "word, or a list",
@@ -183,6 +184,8 @@ var valueWords = map[string]string{
 	"Answer":           "word",
 
 	"Names []rule.Dest": "name, or a list",
+	"DNS []rule.Dest":   "name, or a list",
+	"DNS []string":      "path or `system`, or a list",
 }
 
 func typeName(e ast.Expr) string {
@@ -379,12 +382,12 @@ func wrap(s, indent string) string {
 	return strings.Join(append(lines, line), "\n"+indent)
 }
 
-// TestConfigPages reads the examples of docs/groups.md, docs/listen.md, docs/log.md and of the part of
+// TestConfigPages reads the examples of docs/dns.md, docs/groups.md, docs/listen.md, docs/log.md and of the part of
 // docs/config.md that is written by hand, and compares the error that it shows with
 // the real one.
 func TestConfigPages(t *testing.T) {
 	t.Setenv("OFFICE_PASSWORD", "hunter2")
-	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/listen.md"), blocks(t, "../docs/log.md")) {
+	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/dns.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/listen.md"), blocks(t, "../docs/log.md")) {
 		_, shown, hasError := strings.Cut(block[1], "```text\ntunroute.yaml:")
 		c, err := Parse("tunroute.yaml", []byte(block[0]))
 		switch {

@@ -96,8 +96,13 @@ func (d *decoder) link(c *Config) {
 			d.errorAt(u.atMark, "use other bits, or give tun.mark a mask that leaves these out", "mark %#x of upstream %q has bits of tun.mark %s", u.Mark, u.Name, c.TUN.Mark)
 		}
 	}
+	round := len(d.errs)
 	d.circles(c.Upstreams, byName)
+	round -= len(d.errs)
 	d.linkListeners(c)
+	if round == 0 { // or there is no end to where they lead
+		d.linkResolvers(c, names)
+	}
 	targets := slices.Concat(names, []string{ViaDirect, ViaReject, ViaDrop})
 	for i, r := range c.Rules {
 		switch {

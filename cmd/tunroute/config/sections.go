@@ -139,14 +139,7 @@ func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
 		// last use.
 		d.errorf(valueAt(n, "ttl"), "write whole seconds from 1s to 1h", "ttl cannot be %s", x.TTL)
 	}
-	if v := valueAt(n, "resolvers"); v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
-		d.errorf(v, "write system, or the addresses of DNS servers", "resolvers is an empty list")
-	}
-	for _, r := range x.Resolvers {
-		if a := r.Addr.Addr(); !r.System && (x.Range4.Contains(a) || x.Range6.Contains(a)) {
-			d.errorf(valueAt(n, "resolvers"), "name a server outside of dns.range4 and dns.range6", "resolver %s is within the range of fake addresses", r)
-		}
-	}
+	x.checkResolvers(d, n)
 	for _, r := range x.RemoteResolvers {
 		switch a := r.Addr(); {
 		case a.IsUnspecified() || a.IsMulticast():

@@ -181,22 +181,22 @@ func (m Mark) String() string {
 // MarshalText returns what String does.
 func (m Mark) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// Resolver is a DNS server, or the way in which this machine resolves names.
-type Resolver struct {
-	System bool
-	Addr   netip.AddrPort // where System is false
-}
+// Strategy is how one of several resolvers is chosen.
+type Strategy uint8
 
-// String returns "system" or the address and port.
-func (r Resolver) String() string {
-	if r.System {
-		return "system"
-	}
-	return r.Addr.String()
-}
+// The strategies.
+const (
+	Failover Strategy = iota
+	Race
+)
+
+var strategies = enum{"failover", "race"}
+
+// String returns the strategy as the config has it.
+func (s Strategy) String() string { return strategies.text(int(s)) }
 
 // MarshalText returns what String does.
-func (r Resolver) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+func (s Strategy) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Policy is how a group chooses.
 type Policy uint8

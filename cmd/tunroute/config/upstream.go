@@ -111,7 +111,8 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 	}
 	u.set(p)
 	if u.CA != "" && u.Transport == TLS {
-		if err := u.readCA(d); err != nil {
+		var err error
+		if u.Roots, err = readRoots(d.file, u.CA); err != nil {
 			d.errorf(valueAt(n, "ca"), "write the path of a file with certificates in PEM", "ca of %s: %v", name, err)
 		}
 	}
@@ -126,31 +127,30 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 // maxCA bounds the file of a ca: all that Debian trusts is 210 KB.
 const maxCA = 1 << 20
 
-// readCA reads what CA names.
-func (u *Upstream) readCA(d *decoder) error {
-	path := u.CA
+// readRoots reads the certificates in a file that a config names.
+func readRoots(file, path string) (*x509.CertPool, error) {
 	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(d.file), path)
+		path = filepath.Join(filepath.Dir(file), path)
 	}
 	// Before it is opened: opening a pipe would wait for its other end.
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: %s", path, reason(err))
+		return nil, fmt.Errorf("%s: %s", path, reason(err))
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s: not a regular file", path)
+		return nil, fmt.Errorf("%s: not a regular file", path)
 	case info.Size() > maxCA:
-		return fmt.Errorf("%s: larger than 1 MiB", path)
+		return nil, fmt.Errorf("%s: larger than 1 MiB", path)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("%s: %s", path, reason(err))
+		return nil, fmt.Errorf("%s: %s", path, reason(err))
 	}
-	u.Roots = x509.NewCertPool()
-	if !u.Roots.AppendCertsFromPEM(text) {
-		return fmt.Errorf("%s: no certificate in PEM in it", path)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s: no certificate in PEM in it", path)
 	}
-	return nil
+	return roots, nil
 }
 
 // NoUDP says which part of the upstream it is that carries no UDP, or "".

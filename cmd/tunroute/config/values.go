@@ -41,7 +41,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
 	reflect.TypeFor[ListenAt]():         func(s string) (any, error) { return parseListenAt(s) },
 	reflect.TypeFor[Auth]():             func(s string) (any, error) { return parseEnum("way to say who a client is", auths, s) },
-	reflect.TypeFor[Resolver]():         func(s string) (any, error) { return parseResolver(s) },
+	reflect.TypeFor[Strategy]():         func(s string) (any, error) { return parseEnum("strategy", strategies, s) },
 	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },
 	reflect.TypeFor[Facility]():         func(s string) (any, error) { return parseFacility(s) },
 	reflect.TypeFor[rfc]():              func(s string) (any, error) { return parseRFC(s) },
@@ -185,24 +185,6 @@ func parseEndpoint(s string) (netip.AddrPort, error) {
 		return ap, parseError(s, "is not an address and a port", hint)
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
-}
-
-func parseResolver(s string) (Resolver, error) {
-	if s == "system" {
-		return Resolver{System: true}, nil
-	}
-	ap, err := parseAddrPort(s)
-	if err != nil {
-		hint := "write system, or an address as in 192.0.2.1 or [2001:db8::1]:53"
-		if near := closest(s, []string{"system"}); near != "" {
-			hint = `did you mean "system"?`
-		}
-		return Resolver{}, parseError(s, "is not a resolver", hint)
-	}
-	if ap.Addr().IsUnspecified() || ap.Addr().IsMulticast() {
-		return Resolver{}, parseError(s, "is not an address of a machine", "write system, or the address of a DNS server")
-	}
-	return Resolver{Addr: ap}, nil
 }
 
 func parseProbe(s string) (Probe, error) {

@@ -67,6 +67,9 @@ func (s *source) unused(c *Config, warn func(place, string, string, ...any)) {
 	for _, r := range c.Rules {
 		c.walk(r.Via, func(u *Upstream) { used[u] = true })
 	}
+	for _, r := range c.DNS.Resolvers {
+		c.walk(r.Via, func(u *Upstream) { used[u] = true })
+	}
 	for _, u := range c.Upstreams {
 		if !used[u] {
 			warn(u.at, "send a rule to it, or take it out", "no rule leads to upstream %q", u.Name)

@@ -30,7 +30,8 @@ type builder struct {
 	// questions that are passed on; nil where no resolver is known.
 	resolver  outbound.Resolver
 	exchanger dnsfake.Exchanger
-	lookups   *lookups // that both are
+	lookups   *lookups // that both ask
+	keeps     bool     // lookups are those of a config before
 
 	ident *ident.Server // is told of connections to servers; nil where nobody can ask
 
@@ -42,18 +43,23 @@ type builder struct {
 
 // newBuilder returns a builder. What it holds open b.close ends.
 func newBuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool) (*builder, error) {
-	return rebuilder(cfg, mark, deny, new(resolver))
+	return rebuilder(cfg, mark, deny, nil, new(resolver), nil)
 }
 
 // rebuilder returns a builder of outbounds that ask r, which goes on asking whom it
-// does until the builder's lookups are stored in it.
-func rebuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool, r *resolver) (*builder, error) {
-	b := &builder{cfg: cfg, mark: mark, deny: deny, made: make(map[string]outbound.Dialer), groups: make(map[string]*group.Group)}
-	var err error
-	if b.lookups, err = newLookups(cfg, mark); err != nil {
-		return nil, err
+// does until the builder's lookups are stored in it. Those are kept if they are not nil.
+func rebuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool, log *slog.Logger, r *resolver, kept *lookups) (*builder, error) {
+	b := &builder{
+		cfg: cfg, mark: mark, deny: deny, log: log, lookups: kept, keeps: kept != nil,
+		made: make(map[string]outbound.Dialer), groups: make(map[string]*group.Group),
 	}
-	if b.lookups.resolver != nil {
+	if kept == nil {
+		var err error
+		if b.lookups, err = newLookups(cfg, mark, log); err != nil {
+			return nil, err
+		}
+	}
+	if len(cfg.DNS.Resolvers) > 0 {
 		b.resolver, b.exchanger = r, r
 	}
 	r.now.CompareAndSwap(nil, b.lookups)
@@ -62,7 +68,9 @@ func rebuilder(cfg *config.Config, mark uint32, deny func(netip.Addr) bool, r *r
 
 // close ends what b has opened and nobody has taken over.
 func (b *builder) close() {
-	b.lookups.close()
+	if !b.keeps {
+		b.lookups.close()
+	}
 	if b.names != nil {
 		b.names.close()
 	}
@@ -96,6 +104,9 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 	}
 	if b.names, err = b.newNames(table); err != nil {
 		return nil, err
+	}
+	if !b.keeps {
+		b.lookups.ways.Store(&b.made)
 	}
 	s, err := router.NewSnapshot(table, outs)
 	if err != nil || !b.cfg.DNS.RejectEncrypted {
@@ -304,7 +315,7 @@ func needsRestart(was, is *config.Config) string {
 		was, is any
 	}{
 		{"tun", was.TUN, is.TUN},
-		{"dns", was.DNS, is.DNS},
+		{"dns", fixed(was.DNS), fixed(is.DNS)},
 		{"listen", was.Listen, is.Listen},
 		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
 		{"limits", was.Limits, is.Limits},
@@ -320,6 +331,12 @@ func needsRestart(was, is *config.Config) string {
 		return "log"
 	}
 	return ""
+}
+
+// fixed is what of dns takes a new start to change.
+func fixed(d config.DNS) config.DNS {
+	d.Resolvers, d.Strategy, d.Hosts, d.RebindAllow, d.RemoteResolvers = nil, 0, nil, nil, nil
+	return d
 }
 
 // Outside returns what connects from this machine, past our own rules: to an address
@@ -373,6 +390,9 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 		return nil, err
 	}
 	defer b.close()
+	if _, err := b.snapshot(); err != nil { // a resolver may be behind one of its outbounds
+		return nil, err
+	}
 	var all []Server
 	add := func(s Server) error {
 		if cfg.DNS.Range4.Contains(s.Addr) || cfg.DNS.Range6.Contains(s.Addr) {
@@ -411,15 +431,8 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 		return nil, err
 	}
 	for _, s := range servers {
-		if err := add(Server{"resolver " + s.String(), s.Addr(), 0}); err != nil {
+		if err := add(s); err != nil {
 			return nil, err
-		}
-	}
-	for _, to := range cfg.Log.To {
-		if to.Server.IsValid() {
-			if err := add(Server{to.String(), to.Server.Addr(), 0}); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return all, nil

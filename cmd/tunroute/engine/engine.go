@@ -74,14 +74,14 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
-	b, err := rebuilder(cfg, o.Mark, e.fakes().Owns, &e.lookups)
+	b, err := rebuilder(cfg, o.Mark, e.fakes().Owns, o.Logger, &e.lookups, nil)
 	if err != nil {
 		return nil, err
 	}
 	if len(cfg.Ident.Listen) > 0 {
 		e.ident = ident.New()
 	}
-	b.log, b.ident = o.Logger, e.ident
+	b.ident = e.ident
 	defer func() {
 		if err != nil {
 			b.close()
@@ -324,11 +324,15 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if what := needsRestart(e.current.Load(), cfg); what != "" {
 		return fmt.Errorf("%s has changed, which takes a new start", what)
 	}
-	b, err := rebuilder(cfg, e.opts.Mark, e.fakes().Owns, &e.lookups)
+	var kept *lookups
+	if cfg.SameResolvers(e.current.Load()) {
+		kept = e.lookups.now.Load()
+	}
+	b, err := rebuilder(cfg, e.opts.Mark, e.fakes().Owns, e.log, &e.lookups, kept)
 	if err != nil {
 		return err
 	}
-	b.log, b.ident = e.log, e.ident
+	b.ident = e.ident
 	s, err := b.snapshot()
 	if err != nil {
 		b.close()
@@ -336,11 +340,14 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	}
 	b.inherit(e.groups.all, e.current.Load())
 	e.current.Store(cfg)
+	b.lookups.ways.Store(&b.made)
 	wasNames, wasLookups := e.names.Swap(b.names), e.lookups.now.Swap(b.lookups)
 	e.router.Swap(s)
 	e.groups.replace(b.groups)
 	wasNames.close()
-	wasLookups.close()
+	if !b.keeps {
+		wasLookups.close()
+	}
 	return nil
 }
 

@@ -4,19 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/dnsfake"
 	"tunroute/dnsfake/resolve"
+	"tunroute/router/flow"
 	"tunroute/router/outbound"
+	"tunroute/router/rule"
 )
 
 // lookups is whom names are asked of, and what they have said.
 type lookups struct {
-	cache    *resolve.Cache
-	resolver *resolve.Resolver // of dns.resolvers; nil where there are none
+	cache     *resolve.Cache
+	resolvers []*resolve.Resolver // of dns.resolvers
+	ways      atomic.Pointer[map[string]outbound.Dialer]
 }
 
 // resolver asks the lookups of the config that counts now: flows outlive a reload, and
@@ -49,66 +55,221 @@ func fromCurrent[T any](r *resolver, ask func(c *resolve.Cache) (T, error)) (T, 
 	}
 }
 
-// newLookups makes what dns.resolvers describes.
-func newLookups(cfg *config.Config, mark uint32) (*lookups, error) {
+var strategies = map[config.Strategy]resolve.Strategy{config.Failover: resolve.Failover, config.Race: resolve.Race}
+
+// newLookups makes what dns says of resolvers and hosts files. Before anybody is asked
+// through an upstream, ways has to have it.
+func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, err error) {
 	l := &lookups{}
-	o := resolve.CacheOptions{Choose: func(string) *resolve.Resolver { return l.resolver }}
-	if len(cfg.DNS.Resolvers) == 0 {
-		l.cache = resolve.NewCache(o)
-		return l, nil
-	}
-	// Resolvers are asked from this machine.
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
 	outside, err := Outside(cfg, mark)
 	if err != nil {
 		return nil, err
 	}
 	system := resolve.NewSystem("")
-	onlySystem := true
-	var servers []resolve.Server
-	for _, r := range cfg.DNS.Resolvers {
-		if r.System {
-			if _, err := system.Conf(); err != nil {
-				return nil, fmt.Errorf("dns.resolvers: system: %w", err)
+	private := cfg.PrivateNames()
+	var table rule.NameTable[*resolve.Resolver]
+	var all *resolve.Resolver // for names that are in none of table
+	o := resolve.CacheOptions{Choose: func(name string) *resolve.Resolver {
+		if r, ok := table.Lookup(name); ok {
+			return r
+		}
+		return all
+	}}
+	for _, split := range cfg.DNS.Split() {
+		if len(split.Resolvers) == 0 {
+			continue // there are none at all
+		}
+		ro := resolve.Options{
+			Strategy: strategies[cfg.DNS.Strategy],
+			Logger:   log,
+			// Whoever is asked for some names only is asked for those of a
+			// network of his own.
+			Private: func(string) bool { return true },
+		}
+		others := split.For == (rule.Dest{})
+		if others {
+			ro.Private = func(name string) bool { ok, _ := private.Lookup(name); return ok }
+		}
+		for _, r := range split.Resolvers {
+			if r.Protocol == config.System {
+				if _, err := system.Conf(); err != nil {
+					return nil, fmt.Errorf("dns.resolvers: system: %w", err)
+				}
+				if others {
+					o.Search = system
+				}
 			}
-			servers = append(servers, resolve.Server{System: system, Dial: outside})
+			ro.Servers = append(ro.Servers, l.server(r, system, outside))
+		}
+		r, err := resolve.New(ro)
+		if err != nil {
+			return nil, fmt.Errorf("dns.resolvers: %w", err)
+		}
+		l.resolvers = append(l.resolvers, r)
+		if others {
+			all = r
 			continue
 		}
-		onlySystem = false
-		servers = append(servers, resolve.Plain(r.Addr, outside))
+		table.Insert(split.For, r)
 	}
-	if onlySystem {
-		// Then names are looked up as every program here does.
-		o.Hosts, o.Search = []*resolve.Hosts{resolve.NewHosts("")}, system
-	}
-	l.resolver, err = resolve.New(resolve.Options{Servers: servers, Private: func(string) bool { return true }})
-	if err != nil {
-		return nil, fmt.Errorf("dns.resolvers: %w", err)
+	for _, path := range cfg.DNS.HostsFiles() {
+		h := resolve.NewHosts(path)
+		if err := h.Check(); err != nil {
+			return nil, fmt.Errorf("dns.hosts: %w", err)
+		}
+		o.Hosts = append(o.Hosts, h)
 	}
 	l.cache = resolve.NewCache(o)
 	return l, nil
 }
 
-// close ends all questions and connections.
-func (l *lookups) close() {
-	l.cache.Close()
-	if l.resolver != nil {
-		l.resolver.Close()
+var transports = map[config.Protocol]resolve.Transport{
+	config.DNSUDP: resolve.UDP, config.DNSTCP: resolve.TCP, config.DNSTLS: resolve.TLS, config.DNSHTTPS: resolve.HTTPS,
+}
+
+// server makes a server of what the config says.
+func (l *lookups) server(r *config.Resolver, system *resolve.System, outside resolve.Dial) resolve.Server {
+	if r.Protocol == config.System {
+		return resolve.Server{System: system, Dial: outside}
+	}
+	s := resolve.Server{
+		Transport: transports[r.Protocol],
+		Addrs:     r.Addrs(),
+		Name:      r.Name,
+		Roots:     r.Roots,
+		Dial:      outside,
+	}
+	if s.Name == "" {
+		s.Name = r.Server.Host()
+	}
+	if r.Protocol == config.DNSHTTPS {
+		// Whose certificate it is is who is asked.
+		host := netip.AddrPortFrom(r.Server.Addr, r.Server.Port).String()
+		if r.Name != "" {
+			host = r.Name
+		} else if r.Server.Name != "" {
+			host = r.Server.String()
+		}
+		s.URL = "https://" + host + r.Path
+	}
+	if r.Via != "" {
+		s.Dial = l.through(r.Via)
+	}
+	return s
+}
+
+// through returns what connects through an upstream.
+func (l *lookups) through(name string) resolve.Dial {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		var way outbound.Dialer
+		if ways := l.ways.Load(); ways != nil {
+			way = (*ways)[name]
+		}
+		if way == nil {
+			return nil, fmt.Errorf("upstream %s is not there yet", name)
+		}
+		target, err := flow.ParseTarget(addr)
+		if err != nil {
+			return nil, err
+		}
+		if network != "udp" {
+			return way.DialTCP(ctx, target)
+		}
+		d, ok := way.(outbound.PacketDialer)
+		if !ok {
+			return nil, outbound.ErrNoUDP
+		}
+		conn, err := d.OpenUDP(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if target, err = conn.Prepare(ctx, target); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return &datagrams{PacketConn: conn, to: target}, nil
 	}
 }
 
-// resolvers returns the addresses of dns.resolvers as they are now.
-func resolvers(cfg *config.Config) ([]netip.AddrPort, error) {
-	var servers []netip.AddrPort
-	for _, r := range cfg.DNS.Resolvers {
-		if !r.System {
-			servers = append(servers, r.Addr)
-			continue
-		}
-		conf, err := resolve.NewSystem("").Conf()
+// datagrams is a UDP conversation with one target.
+type datagrams struct {
+	outbound.PacketConn
+	net.Conn // nil: nobody asks for addresses or sets deadlines
+	to       flow.Target
+}
+
+func (d *datagrams) Write(b []byte) (int, error) { return len(b), d.WriteTo(b, d.to) }
+
+// Read returns the next datagram of the target. Where the far end says not who has sent
+// it, the port has to do.
+func (d *datagrams) Read(b []byte) (int, error) {
+	for {
+		n, from, err := d.ReadFrom(b)
 		if err != nil {
-			return nil, fmt.Errorf("dns.resolvers: system: %w", err)
+			return 0, err
 		}
-		servers = append(servers, conf.Servers...)
+		a := from.Addr().Unmap()
+		if from.Port() == d.to.Port && (a == d.to.Addr || a.IsUnspecified() || !d.to.Addr.IsValid()) {
+			return n, nil
+		}
 	}
-	return servers, nil
+}
+
+func (d *datagrams) Close() error { return d.PacketConn.Close() }
+
+// close ends all questions and connections.
+func (l *lookups) close() {
+	if l.cache != nil {
+		l.cache.Close()
+	}
+	for _, r := range l.resolvers {
+		r.Close()
+	}
+}
+
+// resolvers returns the addresses of those of dns.resolvers that this machine asks
+// itself, as they are now.
+func resolvers(cfg *config.Config) ([]Server, error) {
+	var all []Server
+	for i := range cfg.DNS.Resolvers {
+		r := &cfg.DNS.Resolvers[i]
+		var mark uint32
+		if r.Via != "" {
+			u := cfg.Upstream(r.Via)
+			if u == nil || u.Scheme != config.Direct {
+				continue
+			}
+			mark = u.Mark
+		}
+		addrs := r.Addrs()
+		if r.Protocol == config.System {
+			conf, err := resolve.NewSystem("").Conf()
+			if err != nil {
+				return nil, fmt.Errorf("dns.resolvers: system: %w", err)
+			}
+			addrs = nil
+			for _, a := range conf.Servers {
+				addrs = append(addrs, a.String())
+			}
+		}
+		for _, text := range addrs {
+			a, err := netip.ParseAddrPort(text)
+			if err != nil {
+				continue
+			}
+			s := Server{"resolver " + r.String(), a.Addr(), mark}
+			if r.Protocol == config.System {
+				s.Name = "resolver " + a.String()
+			}
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		}
+	}
+	return all, nil
 }

@@ -8,7 +8,8 @@ import (
 )
 
 // TestServerNameIsKept: the name of a server is looked up once for many flows, and
-// again when its time has passed, so that the server may move. A reload asks again.
+// again when its time has passed, so that the server may move. A reload asks again only where
+// others are asked.
 func TestServerNameIsKept(t *testing.T) {
 	server := namedServer(t, "a", nil)
 	dns := enginetest.StartDNS(t, nil)
@@ -19,7 +20,8 @@ upstreams:
   stays: socks5h://stays.test:%[1]d
   moves: socks5h://moves.test:%[1]d
 rules: [{to: moved.test, via: moves}, {via: stays}]
-dns: {resolvers: ["%[2]s"]}
+dns:
+  resolvers: ["%[2]s"]
 `
 	l := enginetest.Start(t, text, server.Port(), dns.Addr)
 	stays := func(asked int) {
@@ -46,6 +48,10 @@ dns: {resolvers: ["%[2]s"]}
 		return readByte(t, c) == "a"
 	})
 	if err := l.Engine.Reload(enginetest.Parse(t, text, server.Port(), dns.Addr)); err != nil {
+		t.Fatal(err)
+	}
+	stays(2)
+	if err := l.Engine.Reload(enginetest.Parse(t, text+"  strategy: race\n", server.Port(), dns.Addr)); err != nil {
 		t.Fatal(err)
 	}
 	stays(4)

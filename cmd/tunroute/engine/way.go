@@ -22,6 +22,9 @@ func Way(cfg *config.Config, name string) (func(ctx context.Context) (outbound.C
 	if err != nil {
 		return nil, err
 	}
+	if _, err := b.snapshot(); err != nil { // a resolver may be behind one of its outbounds
+		return nil, err
+	}
 	via, err := b.way(u)
 	if err != nil {
 		return nil, err
