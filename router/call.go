@@ -27,6 +27,19 @@ type Call interface {
 	Refuse(err error)
 }
 
+// Admits says whether anything could be served that comes from source by way of an
+// inbound. It does not block.
+func (r *Router) Admits(source netip.AddrPort, inbound string) bool {
+	s := r.snap.Load()
+	return s.table.Admits(flow.Flow{Source: source, Inbound: inbound}, func(via string) bool {
+		switch s.outs[via].Dialer.(type) {
+		case outbound.Reject, outbound.Drop:
+			return true
+		}
+		return false
+	})
+}
+
 // ServeCall decides the flow f, whose Target the client has named, and serves it as
 // [Router.ServeTCP] does. A Target that is a fake address becomes the name behind it.
 func (r *Router) ServeCall(ctx context.Context, f flow.Flow, c Call) {

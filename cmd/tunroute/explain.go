@@ -14,7 +14,8 @@ import (
 
 func newExplain() *cobra.Command {
 	var file, from string
-	var udp bool
+	var udp, bind bool
+	f := &flow.Flow{Network: flow.TCP}
 	c := &cobra.Command{
 		Use:   "explain [-c FILE] [--from ADDR] [--udp] HOST:PORT",
 		Short: "Tell which rule decides a flow, and why",
@@ -31,9 +32,12 @@ Nothing is opened, resolved or asked.`,
 			if err != nil {
 				return fmt.Errorf("%q is not HOST:PORT: %w", args[0], err)
 			}
-			f := &flow.Flow{Network: flow.TCP, Inbound: "tun", Target: target}
-			if udp {
+			f.Target = target
+			switch {
+			case udp:
 				f.Network = flow.UDP
+			case bind:
+				f.Command = flow.Bind
 			}
 			if from != "" {
 				a, err := netip.ParseAddr(from)
@@ -56,6 +60,10 @@ Nothing is opened, resolved or asked.`,
 	}
 	configFlag(c, &file, defaultConfig)
 	c.Flags().StringVar(&from, "from", "", "the client's `address`")
+	c.Flags().StringVar(&f.Inbound, "inbound", flow.Tun, "the `name` of the listener that it comes by")
+	c.Flags().StringVar(&f.User, "user", "", "the `user` that the client has proved to be")
+	c.Flags().StringSliceVar(&f.Groups, "group", nil, "the `groups` that the user is in")
+	c.Flags().BoolVar(&bind, "bind", false, "a BIND: the target is who may connect")
 	c.Flags().BoolVar(&udp, "udp", false, "a UDP conversation instead of a TCP connection")
 	return c
 }

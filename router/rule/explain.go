@@ -11,7 +11,7 @@ import (
 type Step struct {
 	Verdict        // what the rule says to the flows that it matches
 	Matched bool   // whether this flow is one of them
-	Key     string // the condition that did not hold: "proto", "port", "from" or "to"; "" if Matched
+	Key     string // the condition that did not hold: "proto", "port", "from", "command", "inbound", "user", "group" or "to"; "" if Matched
 	Reason  string // what there was and what the rule wants instead; for people
 }
 
@@ -33,7 +33,7 @@ func (s Step) String() string {
 // set. Where no rule matches, the last Step has the Verdict that says so.
 //
 // A rule may fail for several reasons; the Step has the first of them, in the
-// order proto, port, from, to.
+// order of [Step.Key].
 func (t *Table) Explain(f *flow.Flow) []Step {
 	src, dst := plain(f.Source.Addr()), plain(f.Target.Addr)
 	var steps []Step
@@ -49,6 +49,8 @@ func (t *Table) Explain(f *flow.Flow) []Step {
 			step.Key, step.Reason = "from", "the source is not known"
 		case !c.fromMatches(src):
 			step.Key, step.Reason = "from", fmt.Sprintf("source %s is not in %s", src, list(r.From))
+		case !c.who.matches(f):
+			step.Key, step.Reason = c.who.whyNot(f, r)
 		case !c.toMatches(f.Target.Name, dst):
 			step.Key, step.Reason = "to", c.to.whyNot(f.Target, r.To)
 		default:

@@ -39,5 +39,5 @@ func (t *Table) SameOfName(a, b string) bool {
 
 // anyFlow reports whether there is no condition but perhaps To.
 func (c *compiled) anyFlow() bool {
-	return c.network == 0 && len(c.ports) == 0 && c.from == nil
+	return c.network == 0 && len(c.ports) == 0 && c.from == nil && c.who.trivial
 }

@@ -17,6 +17,11 @@ func TestConditionsOfName(t *testing.T) {
 		"From":    func(r *Rule) { r.From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} },
 		"Ports":   func(r *Rule) { r.Ports = []PortRange{{80, 80}} },
 		"Network": func(r *Rule) { r.Network = flow.TCP },
+
+		"Commands": func(r *Rule) { r.Commands = []flow.Command{flow.Connect} },
+		"Inbounds": func(r *Rule) { r.Inbounds = []string{flow.Tun} },
+		"Users":    func(r *Rule) { r.Users = []string{"alice"} },
+		"Groups":   func(r *Rule) { r.Groups = []string{"staff"} },
 	}
 	// No conditions for a flow to a name.
 	others := []string{"To", "Via", "Line"}

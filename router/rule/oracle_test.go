@@ -18,10 +18,22 @@ import (
 type textRule struct {
 	from, to, port []string
 	proto          string
+
+	command, inbound, user, group []string
 }
 
 func (r textRule) matches(f *flow.Flow) bool {
 	if r.proto != "" && r.proto != f.Network.String() {
+		return false
+	}
+	command := map[flow.Network]string{flow.TCP: "connect", flow.UDP: "udp"}[f.Network]
+	if f.Command == flow.Bind {
+		command = "bind"
+	}
+	if !anyOf(r.command, func(s string) bool { return s == command }) ||
+		!anyOf(r.inbound, func(s string) bool { return s == f.Inbound }) ||
+		!anyOf(r.user, func(s string) bool { return s == f.User || s == "*" && f.User != "" }) ||
+		!anyOf(r.group, func(s string) bool { return slices.Contains(f.Groups, s) }) {
 		return false
 	}
 	return anyOf(r.port, func(s string) bool {
@@ -114,6 +126,14 @@ func several(r *rand.Rand, draw func(*rand.Rand) string) []string {
 	return list
 }
 
+// few draws from words, but mostly nothing.
+func few(r *rand.Rand, words ...string) []string {
+	if r.IntN(4) > 0 {
+		return nil
+	}
+	return several(r, func(r *rand.Rand) string { return words[r.IntN(len(words))] })
+}
+
 func randomRule(r *rand.Rand) textRule {
 	return textRule{
 		from: several(r, randomPrefix),
@@ -125,7 +145,11 @@ func randomRule(r *rand.Rand) textRule {
 			}
 			return fmt.Sprintf("%d-%d", first, first+r.IntN(6))
 		}),
-		proto: []string{"", "", "tcp", "udp"}[r.IntN(4)],
+		proto:   []string{"", "", "tcp", "udp"}[r.IntN(4)],
+		command: few(r, "connect", "bind", "udp"),
+		inbound: few(r, "tun", "socks", "lan"),
+		user:    few(r, "u", "v", "*"),
+		group:   few(r, "g", "h"),
 	}
 }
 
@@ -134,6 +158,14 @@ func randomFlow(r *rand.Rand) *flow.Flow {
 		Network: flow.TCP + flow.Network(r.IntN(2)),
 		Source:  netip.AddrPortFrom(randomAddr(r), 40000),
 		Target:  flow.Target{Port: uint16(1 + r.IntN(25))},
+	}
+	f.Inbound = []string{"tun", "socks", "lan"}[r.IntN(3)]
+	if f.Network == flow.TCP && r.IntN(4) == 0 {
+		f.Command = flow.Bind
+	}
+	if f.Inbound != "tun" && r.IntN(2) == 0 {
+		f.User = []string{"u", "v", "w"}[r.IntN(3)]
+		f.Groups = [][]string{nil, {"g"}, {"g", "h"}, {"i", "h"}}[r.IntN(4)]
 	}
 	known := 1 + r.IntN(3) // 1: the name, 2: the address, 3: both
 	if known&1 != 0 {
@@ -147,7 +179,10 @@ func randomFlow(r *rand.Rand) *flow.Flow {
 
 func (r textRule) compile(t *testing.T) Rule {
 	var fields []string
-	for key, list := range map[string][]string{"from": r.from, "to": r.to, "port": r.port} {
+	for key, list := range map[string][]string{
+		"from": r.from, "to": r.to, "port": r.port,
+		"command": r.command, "inbound": r.inbound, "user": r.user, "group": r.group,
+	} {
 		if list != nil {
 			fields = append(fields, key+"="+strings.Join(list, "|"))
 		}

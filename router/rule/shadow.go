@@ -29,7 +29,7 @@ func (t *Table) Shadowed() iter.Seq2[int, int] {
 // covers tells whether rule j matches every flow that rule i matches.
 func (t *Table) covers(j, i int) bool {
 	by, ofRule, of := &t.compiled[j], &t.rules[i], &t.compiled[i]
-	if by.network != 0 && by.network != of.network {
+	if by.network != 0 && by.network != of.network || !by.who.covers(&of.who) {
 		return false
 	}
 	if len(by.ports) > 0 {

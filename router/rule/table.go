@@ -20,8 +20,14 @@ type Rule struct {
 	To      []Dest         // where it wants to go
 	Ports   []PortRange    // the port that it wants to go to
 	Network flow.Network   // 0 is both
-	Via     string         // the outbound's name; not checked here
-	Line    int            // where the config has the rule; 0 where there is no config
+
+	Commands []flow.Command // what the client asks for
+	Inbounds []string       // where it has come in
+	Users    []string       // who it is; or [AnyUser]
+	Groups   []string       // one that it is in
+
+	Via  string // the outbound's name; not checked here
+	Line int    // where the config has the rule; 0 where there is no config
 }
 
 // Verdict is what a [Table] says about a flow.
@@ -46,6 +52,7 @@ type compiled struct {
 	ports   []PortRange // sorted, neither overlapping nor touching
 	from    *bart.Lite  // nil: every source
 	to      *dests      // nil: every target
+	who     who
 }
 
 // dests is the To of a rule.
@@ -68,18 +75,25 @@ func Compile(rules []Rule) (*Table, error) {
 			return nil, fmt.Errorf("rule %d (line %d): %w", i+1, r.Line, err)
 		}
 		r.From, r.To, r.Ports = slices.Clone(r.From), slices.Clone(r.To), slices.Clone(r.Ports)
+		r.Commands, r.Inbounds = slices.Clone(r.Commands), slices.Clone(r.Inbounds)
+		r.Users, r.Groups = slices.Clone(r.Users), slices.Clone(r.Groups)
 		t.rules[i], t.compiled[i] = r, c
 	}
 	return t, nil
 }
 
 func compile(r Rule) (compiled, error) {
-	c := compiled{network: r.Network}
+	c := compiled{network: r.Network, who: compileWho(r)}
 	if r.Network > flow.UDP {
 		return c, fmt.Errorf("%s is neither tcp nor udp", r.Network)
 	}
 	if r.Via == "" {
 		return c, fmt.Errorf("no outbound")
+	}
+	for _, cmd := range r.Commands {
+		if cmd < flow.Connect || cmd > flow.Associate {
+			return c, fmt.Errorf("%s is neither connect, bind nor udp", cmd)
+		}
 	}
 	for _, p := range r.From {
 		if !canonicalPrefix(p) {
@@ -149,7 +163,7 @@ func (t *Table) Match(f *flow.Flow) Verdict {
 	src, dst := plain(f.Source.Addr()), plain(f.Target.Addr)
 	for i := range t.compiled {
 		c := &t.compiled[i]
-		if c.networkMatches(f.Network) && c.portMatches(f.Target.Port) && c.fromMatches(src) && c.toMatches(f.Target.Name, dst) {
+		if c.networkMatches(f.Network) && c.portMatches(f.Target.Port) && c.fromMatches(src) && c.who.matches(f) && c.toMatches(f.Target.Name, dst) {
 			return t.verdict(i)
 		}
 	}

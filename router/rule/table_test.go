@@ -34,6 +34,14 @@ func parseRule(t testing.TB, s string) Rule {
 				r.Ports = append(r.Ports, ports...)
 			case "proto":
 				r.Network = map[string]flow.Network{"tcp": flow.TCP, "udp": flow.UDP}[v]
+			case "command":
+				r.Commands = append(r.Commands, map[string]flow.Command{"connect": flow.Connect, "bind": flow.Bind, "udp": flow.Associate}[v])
+			case "inbound":
+				r.Inbounds = append(r.Inbounds, v)
+			case "user":
+				r.Users = append(r.Users, v)
+			case "group":
+				r.Groups = append(r.Groups, v)
 			case "via":
 				r.Via = v
 			default:
@@ -242,6 +250,17 @@ func TestShadowed(t *testing.T) {
 		{"proto=udp via=a", "proto=udp port=53 via=b", true},
 		{"from=10.0.0.0/8 via=a", "from=10.0.0.2 to=.org via=b", true},
 		{"from=10.0.0.0/8 via=a", "to=.org via=b", false},
+		{"command=connect|bind via=a", "command=bind via=b", true},
+		{"command=bind via=a", "command=connect|bind via=b", false},
+		{"command=connect|bind|udp via=a", "via=b", false},
+		{"inbound=tun|lan via=a", "inbound=lan user=u via=b", true},
+		{"inbound=lan via=a", "user=u via=b", false},
+		{"user=* via=a", "user=u via=b", true},
+		{"user=u via=a", "user=* via=b", false},
+		{"user=u|v via=a", "user=v group=g via=b", true},
+		{"user=u via=a", "group=g via=b", false},
+		{"group=g|h via=a", "group=h via=b", true},
+		{"group=g via=a", "group=g|h via=b", false},
 	} {
 		var got bool
 		for i, by := range parseTable(t, c.first+"\n"+c.second).Shadowed() {
@@ -259,6 +278,43 @@ func TestMatchDoesNotAllocate(t *testing.T) {
 	for _, f := range []*flow.Flow{&benchFlow, &benchFlow4} {
 		if n := testing.AllocsPerRun(100, func() { table.Match(f); pattern.Match(f) }); n != 0 {
 			t.Errorf("Match of %s: %v allocations", f.Target, n)
+		}
+	}
+	who := parseTable(t, "user=a|b command=bind via=a\ngroup=g|h inbound=tun via=a\nuser=* group=i inbound=lan via=b")
+	f := &flow.Flow{Network: flow.TCP, Inbound: "lan", User: "u", Groups: []string{"i"}, Target: benchFlow.Target}
+	if n := testing.AllocsPerRun(100, func() { who.Match(f) }); n != 0 || who.Match(f).Via != "b" {
+		t.Errorf("Match of a user: %v allocations, %+v", n, who.Match(f))
+	}
+}
+
+// TestAdmits: whom no rule would let anywhere needs not be spoken with.
+func TestAdmits(t *testing.T) {
+	for _, c := range []struct {
+		rules, source, inbound string
+		want                   bool
+	}{
+		{"via=a", "10.0.0.1", "lan", true},
+		{"via=reject", "10.0.0.1", "lan", false},
+		{"from=10.0.0.0/8 via=a", "10.0.0.1", "lan", true},
+		{"from=10.0.0.0/8 via=a", "11.0.0.1", "lan", false},
+		{"from=10.0.0.0/8 via=reject\nvia=a", "10.0.0.1", "lan", false},
+		{"from=10.0.0.0/8 port=25 via=reject\nvia=a", "10.0.0.1", "lan", true},
+		{"from=10.0.0.0/8 user=u via=reject\nvia=a", "10.0.0.1", "lan", true},
+		{"inbound=lan via=reject\nvia=a", "10.0.0.1", "lan", false},
+		{"inbound=tun via=reject\nvia=a", "10.0.0.1", "lan", true},
+		{"inbound=tun via=a", "10.0.0.1", "lan", false},
+		{"user=alice port=80 to=.test via=a", "10.0.0.1", "lan", true},
+		{"via=drop\nvia=a", "10.0.0.1", "lan", false},
+		{"from=10.0.0.0/8 via=a", "", "unix", false},
+		{"from=10.0.0.0/8 via=reject\nvia=a", "", "unix", true},
+	} {
+		f := flow.Flow{Inbound: c.inbound}
+		if c.source != "" {
+			f.Source = netip.AddrPortFrom(netip.MustParseAddr(c.source), 4000)
+		}
+		got := parseTable(t, c.rules).Admits(f, func(via string) bool { return via == "reject" || via == "drop" })
+		if got != c.want {
+			t.Errorf("%q, from %q by %s: %t, want %t", c.rules, c.source, c.inbound, got, c.want)
 		}
 	}
 }

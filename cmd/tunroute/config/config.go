@@ -221,6 +221,15 @@ type Rule struct {
 	Port []rule.PortRange `yaml:"port,omitempty"`
 	// `tcp` or `udp`.
 	Proto []Proto `yaml:"proto,omitempty"`
+	// What the client asks for: `connect`, `bind` (to be connected to) or `udp`.
+	// What comes from the interface is `connect` or `udp`.
+	Command []Command `yaml:"command,omitempty"`
+	// Where the flow came in: the name of a listener, or `tun`.
+	Inbound []string `yaml:"inbound,omitempty"`
+	// Who the client of a listener has proved to be; `*` for everybody who has.
+	User []string `yaml:"user,omitempty"`
+	// A group that the user is in.
+	Group []string `yaml:"group,omitempty"`
 	// Where the flow goes: an upstream, or `direct` (out of this machine),
 	// `reject` (the program is told at once that it may not), `drop` (the
 	// program is told nothing).
@@ -228,7 +237,7 @@ type Rule struct {
 
 	Line int `yaml:"-"` // where the config has it; 0 where there is no file
 
-	at, atVia, atTo place
+	at, atVia, atTo, atInbound place
 }
 
 // Listen is where clients come in.

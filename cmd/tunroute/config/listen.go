@@ -114,6 +114,17 @@ func (d *decoder) linkListeners(c *Config) {
 			}
 		}
 	}
+	inbounds := []string{flow.Tun}
+	for _, l := range c.Listen.Socks {
+		inbounds = append(inbounds, l.Name)
+	}
+	for i, r := range c.Rules {
+		for _, in := range r.Inbound {
+			if !slices.Contains(inbounds, in) {
+				d.errorAt(r.atInbound, didYouMean(in, inbounds), "rule %d is for what comes by %q, which is neither a listener nor tun", i+1, short(in))
+			}
+		}
+	}
 	if c.TUN.Off && len(c.Listen.Socks)+len(c.DNS.Listen) == 0 {
 		d.errorAt(c.TUN.atOff, "write listen: {socks: [127.0.0.1]}, or leave tun: off out", "with tun: off and no listeners nothing could ever come in")
 	}

@@ -143,7 +143,13 @@ func (c *Config) Table() (*rule.Table, error) {
 }
 
 func (r *Rule) compiled() rule.Rule {
-	c := rule.Rule{From: r.From, To: r.To, Ports: r.Port, Via: r.Via, Line: r.Line}
+	c := rule.Rule{
+		From: r.From, To: r.To, Ports: r.Port, Via: r.Via, Line: r.Line,
+		Inbounds: r.Inbound, Users: r.User, Groups: r.Group,
+	}
+	for _, cmd := range r.Command {
+		c.Commands = append(c.Commands, flow.Command(cmd))
+	}
 	for i, p := range r.Proto {
 		if i > 0 && flow.Network(p) != c.Network {
 			c.Network = 0 // both, which is no condition

@@ -17,7 +17,7 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 	before := len(d.errs)
 	d.fields(n, reflect.ValueOf(r).Elem(), "a rule")
 	r.Line, r.at = n.Line, at(n)
-	r.atVia, r.atTo = at(valueAt(n, "via")), at(valueAt(n, "to"))
+	r.atVia, r.atTo, r.atInbound = at(valueAt(n, "via")), at(valueAt(n, "to")), at(valueAt(n, "inbound"))
 	if len(d.errs) > before {
 		return
 	}
@@ -26,7 +26,7 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 	}
 	// A list that is there and empty was filled by somebody's script from
 	// nothing: to match everything then is the last thing that was meant.
-	for _, key := range []string{"from", "to", "port", "proto"} {
+	for _, key := range []string{"from", "to", "port", "proto", "command", "inbound", "user", "group"} {
 		if v := valueAt(n, key); v != n && v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
 			d.errorf(v, "leave the key out to match everything", "%s is an empty list", key)
 		}

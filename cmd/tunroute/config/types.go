@@ -135,6 +135,17 @@ func (a Auth) String() string { return auths.text(int(a)) }
 // MarshalText returns what String does.
 func (a Auth) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
+// Command is a [flow.Command] as the config writes it.
+type Command flow.Command
+
+var commands = enum{"", "connect", "bind", "udp"}
+
+// String returns "connect", "bind" or "udp".
+func (c Command) String() string { return flow.Command(c).String() }
+
+// MarshalText returns what String does.
+func (c Command) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
 // Format is how a message is logged.
 type Format uint8
 

@@ -40,6 +40,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Rejected]():         func(s string) (any, error) { return parseEnum("way with rejected names", rejecteds, s) },
 	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
 	reflect.TypeFor[ListenAt]():         func(s string) (any, error) { return parseListenAt(s) },
+	reflect.TypeFor[Command]():          func(s string) (any, error) { return parseEnum("command", commands, s) },
 	reflect.TypeFor[Auth]():             func(s string) (any, error) { return parseEnum("way to say who a client is", auths, s) },
 	reflect.TypeFor[Strategy]():         func(s string) (any, error) { return parseEnum("strategy", strategies, s) },
 	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },

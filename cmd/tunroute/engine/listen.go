@@ -15,6 +15,7 @@ import (
 func (e *Engine) newServer() (*inbound.Server, error) {
 	return inbound.New(inbound.Options{
 		Serve:  func(ctx context.Context, f flow.Flow, c inbound.Call) { e.router.ServeCall(ctx, f, c) },
+		Admits: e.router.Admits,
 		Logger: e.log,
 	})
 }
