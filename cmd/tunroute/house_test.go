@@ -24,7 +24,7 @@ import (
 //	floor 4   cmd/tunroute            bench
 //	floor 3   cmd/tunroute/engine  ─► all of floor 2 (the only meeting place)
 //	floor 2   tun     stack     dnsfake     router        never sideways
-//	floor 1   route   netns     resolve     flow socks httpconnect ident gssapi relay
+//	floor 1   route   netns     resolve     flow socks httpconnect ident gssapi ftp relay
 var floors = map[string][]string{
 	"tun":                 {"tun"},
 	"stack":               {"stack"},
@@ -35,6 +35,7 @@ var floors = map[string][]string{
 	"router/relay":        {},
 	"router/httpconnect":  {},
 	"router/ident":        {},
+	"router/ftp":          {"router/relay"},
 	"router/gssapi":       {"router/relay"},
 	"router/gssapi/krb5":  {"router/gssapi"},
 	"router/rule":         {"router/flow"},
@@ -73,7 +74,7 @@ var outside = map[string][]string{
 }
 
 // leaves import the standard library only, beside what floors has of ours.
-var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident", "router/gssapi"}
+var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident", "router/gssapi", "router/ftp"}
 
 const module = "tunroute"
 
