@@ -110,9 +110,14 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 			return
 		}
 	}
+	r.relay(dial, f, r.help(ctx, f, asked, out, client), upstream)
+}
+
+// relay relays a flow that is connected, with this goroutine if it has to be.
+func (r *Router) relay(ctx context.Context, f *tcpFlow, client relay.Conn, upstream outbound.Conn) {
 	f.relayed.Store(true)
 	if !r.relayInLoop(f, client, upstream) {
-		f.Ended(relay.Relay(dial, client, upstream, &f.counters))
+		f.Ended(relay.Relay(ctx, client, upstream, &f.counters))
 		f.Tell()
 	}
 }

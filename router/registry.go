@@ -33,7 +33,7 @@ const watchInterval = 5 * time.Second
 type registry struct {
 	limit           int
 	idle, halfClose time.Duration  // how long is too long, and when one direction has ended; 0: never
-	work            sync.WaitGroup // echoes
+	work            sync.WaitGroup // echoes, and data connections of FTP
 
 	mu               sync.Mutex
 	flows            map[*tcpFlow]struct{}
@@ -49,6 +49,7 @@ type tcpFlow struct {
 	cut      atomic.Pointer[cut] // why we have ended it; nil if we have not
 	relayed  atomic.Bool         // it is connected on both sides
 	upstream outbound.Conn       // that is to be closed when the flow has ended; else nil
+	data     atomic.Int32        // of FTP: its data connections, during which it is silent
 
 	// guarded by registry.mu
 	cancel  func(error)
@@ -144,7 +145,7 @@ func (g *registry) interval() time.Duration {
 	return d
 }
 
-// watch notes which flows are silent until ctx ends, then waits for the echoes.
+// watch notes which flows are silent until ctx ends, then waits for the work.
 func (g *registry) watch(ctx context.Context) {
 	tick := time.NewTicker(g.interval())
 	defer tick.Stop()
@@ -173,7 +174,7 @@ func (g *registry) look(now time.Time) {
 			g.mu.Unlock()
 			g.mu.Lock()
 		}
-		if n := f.counters.Up.Load() + f.counters.Down.Load(); n != f.seen {
+		if n := f.counters.Up.Load() + f.counters.Down.Load(); n != f.seen || f.data.Load() > 0 {
 			f.seen, f.active = n, now
 			continue
 		}

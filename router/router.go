@@ -129,6 +129,7 @@ type Options struct {
 	Snapshot *Snapshot
 	Names    Names
 	UDP      udpnat.Writer // where replies to datagrams go
+	Clients  Clients       // for helpers of rules, who do nothing without
 	Logger   *slog.Logger  // one Info line per flow, at its end; nil discards
 
 	MaxFlows       int           // TCP flows; 0: DefaultMaxFlows

@@ -10,6 +10,7 @@ import (
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/router/flow"
+	"tunroute/router/rule"
 )
 
 func newExplain() *cobra.Command {
@@ -104,6 +105,9 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 	}
 	v := steps[len(steps)-1].Verdict
 	fmt.Fprintf(&b, "  via: %s\n", describe(cfg, f, v.Via))
+	if v.Helper == rule.FTP && f.Network == flow.TCP {
+		fmt.Fprintf(&b, "  helper: ftp: a server that the client asks to connect to it can\n")
+	}
 	return b.String(), nil
 }
 

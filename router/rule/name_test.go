@@ -24,7 +24,7 @@ func TestConditionsOfName(t *testing.T) {
 		"Groups":   func(r *Rule) { r.Groups = []string{"staff"} },
 	}
 	// No conditions for a flow to a name.
-	others := []string{"To", "Via", "Line"}
+	others := []string{"To", "Via", "Helper", "Line"}
 	for f := range reflect.TypeFor[Rule]().Fields() {
 		set := conditions[f.Name]
 		if set == nil {

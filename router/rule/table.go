@@ -26,8 +26,9 @@ type Rule struct {
 	Users    []string       // who it is; or [AnyUser]
 	Groups   []string       // one that it is in
 
-	Via  string // the outbound's name; not checked here
-	Line int    // where the config has the rule; 0 where there is no config
+	Via    string // the outbound's name; not checked here
+	Helper Helper // what its flows need besides; the zero Helper is none
+	Line   int    // where the config has the rule; 0 where there is no config
 }
 
 // Verdict is what a [Table] says about a flow.
@@ -35,6 +36,24 @@ type Verdict struct {
 	Index int    // of the rule, from 0; -1 where none matches
 	Line  int    // of the rule; 0 where none matches
 	Via   string // the name of an outbound; [Reject] where none matches
+
+	Helper Helper // of the rule
+}
+
+// Helper is what flows of a protocol need that connections alone do not give them.
+type Helper uint8
+
+// The helpers. The zero Helper is none.
+const (
+	FTP Helper = iota + 1 // FTP in active mode: the server connects to the client
+)
+
+// String returns "ftp", and "" for none.
+func (h Helper) String() string {
+	if h == FTP {
+		return "ftp"
+	}
+	return ""
 }
 
 var noMatch = Verdict{Index: -1, Via: Reject}
@@ -171,7 +190,8 @@ func (t *Table) Match(f *flow.Flow) Verdict {
 }
 
 func (t *Table) verdict(i int) Verdict {
-	return Verdict{Index: i, Line: t.rules[i].Line, Via: t.rules[i].Via}
+	r := &t.rules[i]
+	return Verdict{Index: i, Line: r.Line, Via: r.Via, Helper: r.Helper}
 }
 
 // plain returns the address that prefixes are compared with: an IPv4 address in

@@ -234,6 +234,11 @@ type Rule struct {
 	// `reject` (the program is told at once that it may not), `drop` (the
 	// program is told nothing).
 	Via string `yaml:"via"`
+	// What the flows need besides. `ftp`: the server of an FTP client in active
+	// mode connects back, which takes an address that it can reach: BIND of the
+	// upstream, or a listener of this machine where the flow goes out of it.
+	// [ftp.md](ftp.md) tells of it.
+	Helper Helper `yaml:"helper,omitempty"`
 
 	Line int `yaml:"-"` // where the config has it; 0 where there is no file
 

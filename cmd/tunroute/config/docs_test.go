@@ -178,6 +178,7 @@ var valueWords = map[string]string{
 	"Mark":             "number, or number and mask",
 	"Level":            "word",
 	"Format":           "word",
+	"Helper":           "word",
 	"[]LogTo":          "word or mapping, or a list",
 	"HTTPS":            "word",
 	"ECH":              "word",

@@ -144,7 +144,7 @@ func (c *Config) Table() (*rule.Table, error) {
 
 func (r *Rule) compiled() rule.Rule {
 	c := rule.Rule{
-		From: r.From, To: r.To, Ports: r.Port, Via: r.Via, Line: r.Line,
+		From: r.From, To: r.To, Ports: r.Port, Via: r.Via, Helper: rule.Helper(r.Helper), Line: r.Line,
 		Inbounds: r.Inbound, Users: r.User, Groups: r.Group,
 	}
 	for _, cmd := range r.Command {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"tunroute/router/flow"
+	"tunroute/router/rule"
 )
 
 // enum is the texts of a type with few values; the value is the index.
@@ -145,6 +146,17 @@ func (c Command) String() string { return flow.Command(c).String() }
 
 // MarshalText returns what String does.
 func (c Command) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// Helper is a [rule.Helper] as the config writes it.
+type Helper rule.Helper
+
+var helpers = enum{"", "ftp"}
+
+// String returns "ftp".
+func (h Helper) String() string { return rule.Helper(h).String() }
+
+// MarshalText returns what String does.
+func (h Helper) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // Format is how a message is logged.
 type Format uint8

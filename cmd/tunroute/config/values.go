@@ -29,6 +29,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[[]rule.PortRange](): func(s string) (any, error) { return parsePorts(s) },
 	reflect.TypeFor[Proto]():            func(s string) (any, error) { return parseEnum("protocol", protos, s) },
 	reflect.TypeFor[Mode]():             func(s string) (any, error) { return parseEnum("mode", modes, s) },
+	reflect.TypeFor[Helper]():           func(s string) (any, error) { return parseEnum("helper", helpers, s) },
 	reflect.TypeFor[Format]():           func(s string) (any, error) { return parseEnum("format", formats, s) },
 	reflect.TypeFor[Level]():            func(s string) (any, error) { return parseLevel(s) },
 	reflect.TypeFor[Mark]():             func(s string) (any, error) { return parseMark(s) },

@@ -38,6 +38,11 @@ func (s *source) warnings(c *Config) Errors {
 				warn(last.atURL, fmt.Sprintf("write %s to have the server resolve them", schemeOf(better, last.Transport)), "names for upstream %q are resolved on this machine, because of its scheme %s", last.Name, strings.TrimSuffix(schemeOf(last.Scheme, last.Transport), "://"))
 			}
 		}
+		if r.Helper != 0 {
+			if why := c.noHelp(r); why != "" {
+				warn(r.atVia, "send the rule through a SOCKS server or direct, or leave helper out", "rule %d has the helper %s, and %s", i+1, r.Helper, why)
+			}
+		}
 		if r.compiled().Network == flow.UDP {
 			if hop := c.noUDP(r.Via); hop != nil {
 				warn(r.atVia, "send UDP another way, or reject it", "rule %d sends UDP through upstream %q, and %s carries none", i+1, hop.Name, hop.NoUDP())
@@ -52,6 +57,37 @@ func (s *source) warnings(c *Config) Errors {
 		warn(c.Names.atLocalThenRemote, leak, "local-then-remote tells these names to the resolver of this machine")
 	}
 	return ws
+}
+
+// noHelp says why the helper of a rule has nothing to do; "" if it has, or may have.
+func (c *Config) noHelp(r *Rule) string {
+	if r.Via == ViaReject || r.Via == ViaDrop {
+		return "goes nowhere"
+	}
+	if u := c.noBind(r.Via); u != nil {
+		return fmt.Sprintf("nobody can connect to the far end of the HTTP proxy %q", u.Name)
+	}
+	return ""
+}
+
+// noBind returns an upstream to whose far end nobody can connect, nil if somebody may.
+func (c *Config) noBind(via string) *Upstream {
+	u := c.Upstream(via)
+	switch {
+	case u == nil: // direct
+		return nil
+	case u.IsGroup():
+		var none *Upstream
+		for _, m := range u.Group {
+			if none = c.noBind(m); none == nil {
+				return nil
+			}
+		}
+		return none
+	case u.Scheme == HTTP:
+		return u
+	}
+	return nil
 }
 
 func inLine(line int) string {

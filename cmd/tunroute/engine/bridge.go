@@ -26,6 +26,7 @@ var (
 	_ stack.Handler    = (*bridge)(nil)
 	_ stack.UDPFlusher = (*bridge)(nil)
 	_ udpnat.RowWriter = (*bridge)(nil)
+	_ router.Clients   = (*bridge)(nil)
 )
 
 // maxQueries that wait for a resolver at once: each costs a goroutine and what
@@ -80,6 +81,15 @@ var (
 	_ router.Request = request{}
 	_ relay.Stream   = (*stack.Conn)(nil)
 )
+
+// DialTCP implements router.Clients.
+func (b *bridge) DialTCP(ctx context.Context, from, to netip.AddrPort) (relay.Conn, error) {
+	c, err := b.engine.stack.DialTCP(ctx, from, to)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
 
 // ServeUDP implements stack.Handler.
 func (b *bridge) ServeUDP(src, dst netip.AddrPort, payload []byte) bool {

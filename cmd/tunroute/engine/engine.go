@@ -109,6 +109,7 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 		Snapshot:       snapshot,
 		Names:          e.fakes(),
 		UDP:            e.bridge,
+		Clients:        e.bridge,
 		Logger:         o.Logger,
 		MaxFlows:       cfg.Limits.Flows,
 		MaxUDPSessions: cfg.Limits.UDPSessions,

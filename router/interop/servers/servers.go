@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-//go:embed server.sh dante microsocks openssh shadowsocks squid stunnel tinyproxy
+//go:embed server.sh dante microsocks openssh shadowsocks squid stunnel tinyproxy vsftpd
 var scripts embed.FS
 
 // Kind is a server.
@@ -27,6 +27,7 @@ const (
 	Squid       Kind = "squid"       // HTTP CONNECT
 	Stunnel     Kind = "stunnel"     // TLS in front of another server
 	Tinyproxy   Kind = "tinyproxy"   // HTTP CONNECT, user and password
+	Vsftpd      Kind = "vsftpd"      // no proxy: FTP, active and passive
 )
 
 // programs returns the programs that a server needs and the Debian packages that
@@ -47,6 +48,8 @@ func (k Kind) programs() map[string]string {
 		return map[string]string{"stunnel4": "stunnel4"}
 	case Tinyproxy:
 		return map[string]string{"tinyproxy": "tinyproxy-bin"}
+	case Vsftpd:
+		return map[string]string{"vsftpd": "vsftpd"}
 	}
 	return nil
 }
@@ -65,7 +68,7 @@ type Options struct {
 	// Config is more configuration: for Dante settings and rules of its
 	// file, for Microsocks options of the command, for OpenSSH lines of
 	// sshd_config, for Shadowsocks options of ss-local, for the others lines of their files; for Stunnel it has to
-	// say cert, key and connect.
+	// say cert, key and connect, for Vsftpd anon_root.
 	Config string
 
 	// Within stands before the command, to run the server elsewhere:
