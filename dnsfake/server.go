@@ -185,7 +185,7 @@ func New(o Options) (*Server, error) {
 type Stats struct {
 	Leased    uint64 // with a fake address
 	Own       uint64 // our others: negative, reverse, localhost
-	Refused   uint64 // malformed, or of a kind that is not served
+	Refused   uint64 // malformed, of a kind that is not served, or of what nobody may be asked
 	Forwarded uint64 // the resolver's, passed on
 	Failed    uint64 // SERVFAIL of our own
 	Waiting   int    // questions at the resolver now

@@ -171,6 +171,12 @@ func (c *Config) NameMode(name string) Mode {
 	return c.Names.Default
 }
 
+// ListsName tells whether a list of names has a canonical name.
+func (c *Config) ListsName(name string) bool {
+	_, ok := c.modes.Lookup(name)
+	return ok
+}
+
 // TUNRoutes returns the prefixes that are routed into the interface: those of
 // TUN.Routes, and the fake ranges if those do not have them.
 func (c *Config) TUNRoutes() []netip.Prefix {

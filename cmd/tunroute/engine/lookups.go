@@ -22,6 +22,7 @@ import (
 type lookups struct {
 	cache     *resolve.Cache
 	resolvers []*resolve.Resolver // of dns.resolvers
+	cluster   []string            // of the system's search list: see clusterDomains
 	ways      atomic.Pointer[map[string]outbound.Dialer]
 }
 
@@ -97,11 +98,12 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 		}
 		for _, r := range split.Resolvers {
 			if r.Protocol == config.System {
-				if _, err := system.Conf(); err != nil {
+				conf, err := system.Conf()
+				if err != nil {
 					return nil, fmt.Errorf("dns.resolvers: system: %w", err)
 				}
 				if others {
-					o.Search = system
+					o.Search, l.cluster = system, clusterDomains(conf.Search)
 				}
 			}
 			ro.Servers = append(ro.Servers, l.server(r, system, outside))

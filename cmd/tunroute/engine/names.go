@@ -32,11 +32,13 @@ type names struct {
 
 	away   []bool // by index of a rule: its flows leave by a server that resolves names
 	noIPv6 bool   // no rule leads an IPv6 address anywhere
+
+	cluster []string // domains that are local unless the config lists a name of theirs
 }
 
 // newNames returns the names of what b has made.
 func (b *builder) newNames(table *rule.Table) (*names, error) {
-	n := &names{cfg: b.cfg, table: table, local: b.exchanger, noIPv6: true}
+	n := &names{cfg: b.cfg, table: table, local: b.exchanger, noIPv6: true, cluster: b.lookups.cluster}
 	for i, r := range table.Rules() {
 		n.noIPv6 = n.noIPv6 && !b.carriesIPv6(r)
 		ends := b.cfg.Ends(r.Via)
@@ -100,7 +102,11 @@ func (n *names) policy(name string) dnsfake.Policy {
 		p.Denied = true
 		return p
 	}
-	switch n.cfg.NameMode(name) {
+	mode := n.cfg.NameMode(name)
+	if mode != config.Local && n.inCluster(name) {
+		mode = config.Local
+	}
+	switch mode {
 	case config.Local:
 		p.Mode = dnsfake.Local
 		return p
@@ -128,6 +134,30 @@ func (n *names) policy(name string) dnsfake.Policy {
 		p.Resolver = n.far[away]
 	}
 	return p
+}
+
+// inCluster reports whether a name is one of the cluster's, and the config says nothing
+// of it.
+func (n *names) inCluster(name string) bool {
+	for _, d := range n.cluster {
+		if rest, ok := strings.CutSuffix(name, d); ok && (rest == "" || rest[len(rest)-1] == '.') {
+			return !n.cfg.ListsName(name)
+		}
+	}
+	return false
+}
+
+// clusterDomains returns the domains of a search list if it is one of Kubernetes, which
+// begins with NAMESPACE.svc.CLUSTER, svc.CLUSTER, CLUSTER; behind that are the domains
+// of the node. With its "ndots:5" nearly every name is first tried below each of them:
+// were these leased, no program would get to the name that it means.
+func clusterDomains(search []string) []string {
+	for _, d := range search {
+		if cluster, ok := strings.CutPrefix(d, "svc."); ok && slices.Contains(search, cluster) {
+			return search
+		}
+	}
+	return nil
 }
 
 // sameWay is dnsfake's SameWay.
