@@ -174,7 +174,7 @@ func options(s *outboundtest.Server) Options {
 	return Options{Dial: dialer(s.Target().String()), Down: loopback, Limit: 30 * time.Second}
 }
 
-// A server that does all as the RFC has it, but for BIND.
+// A server that does all as the RFC has it.
 func TestRunOfAServerInOrder(t *testing.T) {
 	names := outboundtest.Names{"127.0.0.1": {loopback}, "a.test": {loopback}, "a.test.": {loopback}}
 	for _, login := range []string{"", "ann"} {
@@ -191,9 +191,9 @@ func TestRunOfAServerInOrder(t *testing.T) {
 				t.Errorf("%d rows, want %d", len(r.Rows), len(rows))
 			}
 			not := map[string]Verdict{
-				"method-user": No, "bind": No, // not offered
-				"host-down": Odd,               // it is up, and refuses
-				"bad-type":  OK, "socks4a": OK, // a literal is a name that it knows
+				"method-user": No,                // not offered
+				"host-down":   Odd,               // it is up, and refuses
+				"bad-type":    OK, "socks4a": OK, // a literal is a name that it knows
 			}
 			if login != "" {
 				not["method-user"], not["method-none"] = OK, No
