@@ -115,6 +115,34 @@ func (d *daemon) Ask(ctx context.Context, name, qtype string) (admin.Answer, err
 	return a, nil
 }
 
+// Leases implements admin.Daemon.
+func (d *daemon) Leases() []admin.Lease {
+	leases := d.engine.Leases()
+	all := make([]admin.Lease, len(leases))
+	for i, l := range leases {
+		all[i] = admin.Lease(l)
+	}
+	return all
+}
+
+// FindLease implements admin.Daemon.
+func (d *daemon) FindLease(of string) (admin.Lease, error) {
+	l, ok := d.engine.FindLease(of)
+	if !ok {
+		return admin.Lease{}, fmt.Errorf("%s has no lease", of)
+	}
+	return admin.Lease(l), nil
+}
+
+// DropLease implements admin.Daemon.
+func (d *daemon) DropLease(of string) (admin.Lease, error) {
+	l, err := d.FindLease(of)
+	if err == nil && !d.engine.DropLease(l.Name) {
+		err = fmt.Errorf("%s has been dropped already", of)
+	}
+	return l, err
+}
+
 // adminListeners are where the daemon can be asked.
 type adminListeners struct {
 	socket  net.Listener // nil for none

@@ -231,6 +231,65 @@ func writeAnswer(w io.Writer, a admin.Answer) {
 	}
 }
 
+func newLeases() *cobra.Command {
+	var a asker
+	var drop bool
+	c := &cobra.Command{
+		Use:   "leases [-c FILE] [NAME|ADDRESS] [--drop]",
+		Short: "List the names that have fake addresses in a running daemon, or find or drop one",
+		Long: `Leases lists names and their fake addresses, those first that were used last; with
+a name or a fake address, the one that it belongs to. With --drop the addresses
+of that one lead nowhere any more, until the name is asked for again, and then it
+has the same ones. Flows that are open go on.`,
+		Example: `  tunroute leases
+  tunroute leases 198.18.94.7
+  tunroute leases --drop www.example.org`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			of := ""
+			if len(args) > 0 {
+				of = args[0]
+			} else if drop {
+				return errors.New("leases --drop takes the name, or a fake address, of the one to drop")
+			}
+			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
+				if drop {
+					l, err := daemon.DropLease(ctx, of)
+					if err == nil {
+						fmt.Fprintf(c.OutOrStdout(), "dropped %s\n", l.Name)
+					}
+					return err
+				}
+				leases, err := daemon.Leases(ctx, of)
+				if err != nil {
+					return err
+				}
+				slices.SortFunc(leases, func(x, y admin.Lease) int {
+					return cmp.Or(cmp.Compare(x.Unused, y.Unused), cmp.Compare(x.Name, y.Name))
+				})
+				return a.print(c.OutOrStdout(), leases, func(w io.Writer) { writeLeases(w, leases) })
+			})
+		},
+	}
+	a.flags(c, true)
+	c.Flags().BoolVar(&drop, "drop", false, "drop it")
+	return c
+}
+
+func writeLeases(w io.Writer, leases []admin.Lease) {
+	fmt.Fprintln(w, "NAME\tIPV4\tIPV6\tUSED")
+	for _, l := range leases {
+		used := l.Unused.Round(time.Second).String() + " ago"
+		switch {
+		case l.Dropped:
+			used = "dropped"
+		case l.Flows > 0:
+			used = fmt.Sprintf("by %d flows", l.Flows)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", l.Name, l.V4, l.V6, used)
+	}
+}
+
 func newReload() *cobra.Command {
 	var a asker
 	c := &cobra.Command{

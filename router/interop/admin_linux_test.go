@@ -63,6 +63,20 @@ func TestAdmin(t *testing.T) {
 		!strings.Contains(out, "a fake address of the name's own\n") || !strings.Contains(out, "rule 3 (line 7): via danted\n") {
 		t.Errorf("of a name whose address is %s tunroute dns says:\n%s", fake, out)
 	}
+	for _, of := range []string{fake, lab.SecretName} {
+		if out := ask(rootUser, "leases", "-c", config, of).Stdout; !strings.Contains(out, "\n"+lab.SecretName+" ") || !strings.Contains(out, " "+fake+" ") {
+			t.Errorf("of %s tunroute leases says:\n%s", of, out)
+		}
+	}
+	if r := ask(rootUser, "leases", "-c", config, "--drop", fake); r.Stdout != "dropped "+lab.SecretName+"\n" {
+		t.Errorf("leases --drop: status %d, %s%s", r.Status, r.Stdout, r.Stderr)
+	}
+	if said, _ := connect(t, sh, fake, lab.WebPort); !strings.Contains(said, "connect: "+unreachable) {
+		t.Errorf("to the address of a lease that was dropped: %s", said)
+	}
+	if again := strings.Fields(must(t, l.Host, "dig", "+short", lab.SecretName)); !slices.Equal(again, []string{fake}) {
+		t.Errorf("asked for again, the name has %s, want %s", again, fake)
+	}
 	if out := must(t, l.Host, "curl", "-s", "--unix-socket", socket, "http://tunroute/v1/status"); !strings.Contains(out, `"flows":1,`) {
 		t.Errorf("curl gets %s", out)
 	}

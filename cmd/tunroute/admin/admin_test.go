@@ -30,6 +30,7 @@ type fake struct {
 	flows   []Flow
 	stats   engine.Stats
 	answer  Answer
+	leases  []Lease
 	refusal error
 	reloads int
 }
@@ -37,6 +38,19 @@ type fake struct {
 func (f *fake) Status() Status      { return f.status }
 func (f *fake) Flows() []Flow       { return f.flows }
 func (f *fake) Stats() engine.Stats { return f.stats }
+func (f *fake) Leases() []Lease     { return f.leases }
+func (f *fake) FindLease(of string) (Lease, error) {
+	i := slices.IndexFunc(f.leases, func(l Lease) bool { return l.Name == of })
+	if i < 0 {
+		return Lease{}, errors.New(of + " has no lease")
+	}
+	return f.leases[i], nil
+}
+func (f *fake) DropLease(of string) (Lease, error) {
+	l, err := f.FindLease(of)
+	f.leases = slices.DeleteFunc(f.leases, func(l Lease) bool { return l.Name == of })
+	return l, err
+}
 func (f *fake) Ask(_ context.Context, name, qtype string) (Answer, error) {
 	f.answer.Name, f.answer.Type = name, qtype
 	return f.answer, f.refusal
@@ -95,6 +109,23 @@ func TestAnswersArriveAsTheyWere(t *testing.T) {
 	answer, err := c.Ask(t.Context(), "a&b.test", "MX")
 	if diff := cmp.Diff(d.answer, answer); err != nil || answer.Name != "a&b.test" || diff != "" {
 		t.Errorf("%v, -want +got\n%s", err, diff)
+	}
+	d.leases = []Lease{
+		{"a.test", netip.MustParseAddr("198.18.0.9"), netip.MustParseAddr("fd00::9"), time.Second, 0, false},
+		{"b.test", netip.MustParseAddr("198.18.0.8"), netip.MustParseAddr("fd00::8"), 0, 2, true},
+	}
+	addrs := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	for of, want := range map[string][]Lease{"": d.leases, "b.test": d.leases[1:]} {
+		leases, err := c.Leases(t.Context(), of)
+		if diff := cmp.Diff(want, leases, addrs); err != nil || diff != "" {
+			t.Errorf("leases of %q: %v, -want +got\n%s", of, err, diff)
+		}
+	}
+	if l, err := c.DropLease(t.Context(), "a.test"); err != nil || l.Name != "a.test" || len(d.leases) != 1 {
+		t.Errorf("drop: %+v, %v", l, err)
+	}
+	if _, err := c.DropLease(t.Context(), "a.test"); err == nil || err.Error() != "a.test has no lease" {
+		t.Errorf("drop again: %v", err)
 	}
 	if err := c.Reload(t.Context()); err != nil || d.reloads != 1 {
 		t.Errorf("reload: %v, %d times", err, d.reloads)

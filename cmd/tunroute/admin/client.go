@@ -95,6 +95,22 @@ func (c *Client) Ask(ctx context.Context, name, qtype string) (a Answer, err err
 	return a, err
 }
 
+// Leases asks for [Daemon.Leases], or for [Daemon.FindLease] where of is not "".
+func (c *Client) Leases(ctx context.Context, of string) (l []Lease, err error) {
+	query := url.Values{}
+	if of != "" {
+		query.Set("of", of)
+	}
+	err = c.do(ctx, http.MethodGet, "/v1/leases", query, &l)
+	return l, err
+}
+
+// DropLease asks for [Daemon.DropLease].
+func (c *Client) DropLease(ctx context.Context, of string) (l Lease, err error) {
+	err = c.do(ctx, http.MethodDelete, "/v1/leases", url.Values{"of": {of}}, &l)
+	return l, err
+}
+
 // Reload has the config read again.
 func (c *Client) Reload(ctx context.Context) error {
 	return c.do(ctx, http.MethodPost, "/v1/reload", nil, nil)

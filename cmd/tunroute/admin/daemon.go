@@ -19,6 +19,14 @@ type Daemon interface {
 	// Ask answers a question as clients get it, and says why. It may block until
 	// a resolver has answered.
 	Ask(ctx context.Context, name, qtype string) (Answer, error)
+	// Leases are all leases, in no order.
+	Leases() []Lease
+	// FindLease returns the lease of a name or of a fake address.
+	FindLease(of string) (Lease, error)
+	// DropLease makes the addresses of a name, or of the name behind a fake
+	// address, lead nowhere until it is asked for again, and returns what the
+	// lease was.
+	DropLease(of string) (Lease, error)
 	// Stats are the counters of the rooms.
 	Stats() engine.Stats
 }
@@ -97,4 +105,14 @@ type Rule struct {
 	Rule int    `json:"rule"` // its number; 0 where none matches
 	Line int    `json:"line,omitempty"`
 	Via  string `json:"via"`
+}
+
+// Lease is a name and its fake addresses.
+type Lease struct {
+	Name    string        `json:"name"`
+	V4      netip.Addr    `json:"ipv4"`
+	V6      netip.Addr    `json:"ipv6"`
+	Unused  time.Duration `json:"unused_ns"` // since the last answer or flow; 0 while there is a flow
+	Flows   int           `json:"flows"`
+	Dropped bool          `json:"dropped,omitempty"`
 }

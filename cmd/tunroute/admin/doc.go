@@ -9,6 +9,9 @@
 //	GET    /v1/status               what is open and what came of the rest
 //	GET    /v1/flows                the flows that are open
 //	GET    /v1/dns?name=&type=      what clients are told about a name, and why
+//	GET    /v1/leases               the names that have fake addresses
+//	GET    /v1/leases?of=           the one of a name or of a fake address
+//	DELETE /v1/leases?of=           drop it
 //	POST   /v1/reload               read the config again
 //	GET    /metrics                 the counters, in the text format of Prometheus
 //

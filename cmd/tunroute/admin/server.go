@@ -23,6 +23,19 @@ func NewHandler(d Daemon) http.Handler {
 		a, err := d.Ask(r.Context(), r.FormValue("name"), r.FormValue("type"))
 		reply(w, a, err)
 	})
+	mux.HandleFunc("GET /v1/leases", func(w http.ResponseWriter, r *http.Request) {
+		of := r.FormValue("of")
+		if of == "" {
+			reply(w, d.Leases(), nil)
+			return
+		}
+		l, err := d.FindLease(of)
+		reply(w, []Lease{l}, err)
+	})
+	mux.HandleFunc("DELETE /v1/leases", func(w http.ResponseWriter, r *http.Request) {
+		l, err := d.DropLease(r.FormValue("of"))
+		reply(w, l, err)
+	})
 	mux.Handle("GET /metrics", NewMetrics(d))
 	return mux
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -398,3 +399,17 @@ func (e *Engine) ExplainName(ctx context.Context, name, qtype string) (dnsfake.T
 	}
 	return told, e.names.Load().verdicts(told.Name), nil
 }
+
+// Leases returns all leases, in no order.
+func (e *Engine) Leases() []dnsfake.Lease { return slices.Collect(e.pool.Leases()) }
+
+// FindLease returns the lease of a name or of a fake address.
+func (e *Engine) FindLease(of string) (dnsfake.Lease, bool) {
+	if a, err := netip.ParseAddr(of); err == nil {
+		return e.pool.FindAddr(a)
+	}
+	return e.pool.FindName(of)
+}
+
+// DropLease is [dnsfake.Pool.Drop].
+func (e *Engine) DropLease(name string) bool { return e.pool.Drop(name) }
