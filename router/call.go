@@ -67,14 +67,21 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 		}
 	}
 	var out *Outbound
-	f.rec.Verdict, out = r.snap.Load().route(&f.rec.Flow)
+	snap := r.snap.Load()
+	f.rec.Verdict, out = snap.route(&f.rec.Flow)
 	f.rec.Outbound, f.rec.Hops = out.Name, out.Hops
+	var err error
+	if f.held, err = snap.admit(&f.rec.Flow, f.rec.Verdict.Index, out, f.rec.Start); err != nil {
+		c.Refuse(err)
+		f.end(EndLimit, err)
+		return
+	}
 
 	dial, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if !r.flows.add(f, cancel) {
-		c.Refuse(ErrLimit)
-		f.end(EndLimit, ErrLimit)
+		c.Refuse(errFlowLimit)
+		f.end(EndLimit, errFlowLimit)
 		return
 	}
 	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}

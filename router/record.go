@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/limit"
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
@@ -94,6 +95,7 @@ func (r *Router) finish(rec *Record) {
 		r.log.Warn("orphan", "src", source(rec.Flow.Source), "dst", rec.Destination.String(), "err",
 			"this client holds a fake address from before, and is refused until it asks for the name again")
 	}
+	r.warnOfLimit(rec)
 	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
@@ -140,6 +142,7 @@ type counters struct {
 	orphans  atomic.Uint64
 	failed   atomic.Uint64
 	rejected atomic.Uint64
+	limited  atomic.Uint64
 }
 
 func (c *counters) count(rec *Record) {
@@ -155,6 +158,11 @@ func (c *counters) count(rec *Record) {
 		c.failed.Add(1)
 	case EndRejected:
 		c.rejected.Add(1)
+	case EndLimit:
+		var met *limit.Error
+		if errors.As(rec.Err, &met) {
+			c.limited.Add(1)
+		}
 	}
 }
 
@@ -166,7 +174,8 @@ type Stats struct {
 	Up, Down                  int64  // payload bytes of those
 	Orphans, Failed, Rejected uint64
 	FlowsEvicted, UDPEvicted  uint64
-	FlowsRefused              uint64 // for the limit
+	FlowsRefused              uint64 // for there was no room
+	Limited                   uint64 // flows that a limit of rules, sources, users or new flows has refused
 }
 
 // Stats returns the totals.
@@ -178,6 +187,6 @@ func (r *Router) Stats() Stats {
 		TCP: r.stats.tcp.Load(), UDP: r.stats.udp.Load(),
 		Up: r.stats.up.Load(), Down: r.stats.down.Load(),
 		Orphans: r.stats.orphans.Load(), Failed: r.stats.failed.Load(), Rejected: r.stats.rejected.Load(),
-		FlowsEvicted: evicted, UDPEvicted: u.Evicted, FlowsRefused: refused,
+		FlowsEvicted: evicted, UDPEvicted: u.Evicted, FlowsRefused: refused, Limited: r.stats.limited.Load(),
 	}
 }

@@ -3,19 +3,23 @@ package router
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/limit"
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
 )
 
 var (
-	// ErrLimit is told of a flow for which there is no room.
-	ErrLimit     = errors.New("too many flows, and none of them idle")
+	// ErrLimit is what a flow is refused with that is one too many.
+	ErrLimit = limit.ErrLimit
+
+	errFlowLimit = fmt.Errorf("%w: too many flows, and none of them idle", ErrLimit)
 	errEvicted   = errors.New("idle, and made room for another flow")
 	errIdle      = errors.New("nothing came from either side for as long as timeouts.tcp-idle says")
 	errHalfClose = errors.New("one side had ended, and nothing came for as long as timeouts.half-close says")
@@ -32,8 +36,9 @@ const watchInterval = 5 * time.Second
 // been silent for too long.
 type registry struct {
 	limit           int
-	idle, halfClose time.Duration  // how long is too long, and when one direction has ended; 0: never
-	work            sync.WaitGroup // echoes, and data connections of FTP
+	idle, halfClose time.Duration   // how long is too long, and when one direction has ended; 0: never
+	work            sync.WaitGroup  // echoes, and data connections of FTP
+	tick            func(time.Time) // is called with each look; may be nil
 
 	mu               sync.Mutex
 	flows            map[*tcpFlow]struct{}
@@ -45,6 +50,7 @@ type tcpFlow struct {
 	r        *Router
 	rec      Record // up to its Outbound and Start it does not change once the flow is counted
 	release  func()
+	held     held
 	counters relay.Counters
 	cut      atomic.Pointer[cut] // why we have ended it; nil if we have not
 	relayed  atomic.Bool         // it is connected on both sides
@@ -153,6 +159,9 @@ func (g *registry) watch(ctx context.Context) {
 		select {
 		case now := <-tick.C:
 			g.look(now)
+			if g.tick != nil {
+				g.tick(now)
+			}
 		case <-ctx.Done():
 			g.work.Wait()
 			return

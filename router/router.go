@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/limit"
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
@@ -71,6 +72,18 @@ type Snapshot struct {
 	table  *rule.Table
 	outs   map[string]*Outbound
 	before func(f *flow.Flow) *Outbound // may be nil
+	more   SnapshotOptions
+}
+
+// SnapshotOptions are what a config says besides where flows go.
+type SnapshotOptions struct {
+	Limits []*limit.Limiter // of all flows that are not rejected
+	Rules  []RuleOptions    // by the number of the rule; rules beyond have none
+}
+
+// RuleOptions are what a rule says besides where its flows go.
+type RuleOptions struct {
+	Limit *limit.Limiter // nil: none
 }
 
 // NewSnapshot returns the Snapshot of a table and the outbounds that it names.
@@ -93,7 +106,20 @@ func NewSnapshot(t *rule.Table, outs []*Outbound) (*Snapshot, error) {
 // Before returns a Snapshot in which decide is asked before the rules, which decide
 // where it returns nil. It runs at flow tempo and keeps nothing of f.
 func (s *Snapshot) Before(decide func(f *flow.Flow) *Outbound) *Snapshot {
-	return &Snapshot{s.table, s.outs, decide}
+	return &Snapshot{s.table, s.outs, decide, s.more}
+}
+
+// With returns a Snapshot that has these options.
+func (s *Snapshot) With(o SnapshotOptions) *Snapshot {
+	return &Snapshot{s.table, s.outs, s.before, o}
+}
+
+// options returns those of a rule; index is -1 where none matches.
+func (s *Snapshot) options(index int) RuleOptions {
+	if index < 0 || index >= len(s.more.Rules) {
+		return RuleOptions{}
+	}
+	return s.more.Rules[index]
 }
 
 // byDefault is where a flow goes that no rule matches.
@@ -166,6 +192,7 @@ func New(o Options) (*Router, error) {
 	}
 	r := &Router{opts: o, log: o.Logger, echoes: make(chan struct{}, maxEchoes)}
 	r.flows.init(o.MaxFlows, o.TCPIdle, o.HalfClose)
+	r.flows.tick = func(now time.Time) { r.snap.Load().expire(now) }
 	r.udp = udpnat.New(udpnat.Options{
 		Decide:      r.decideUDP,
 		Writer:      o.UDP,
@@ -291,6 +318,7 @@ func (f *tcpFlow) end(e End, err error) {
 func (f *tcpFlow) settle(e End, err error) {
 	f.r.flows.remove(f)
 	f.release()
+	f.held.release()
 	if f.upstream != nil {
 		f.upstream.Close()
 	}
@@ -325,7 +353,8 @@ func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 		return d
 	}
 	var out *Outbound
-	rec.Verdict, out = r.snap.Load().route(&rec.Flow)
+	snap := r.snap.Load()
+	rec.Verdict, out = snap.route(&rec.Flow)
 	rec.Outbound, rec.Hops = out.Name, out.Hops
 	d.Outbound = out.Name
 	switch o := out.Dialer.(type) {
@@ -335,6 +364,14 @@ func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 		rec.end(EndRejected, outbound.ErrDropped)
 		d.Drop = true
 	case outbound.PacketDialer:
+		held, err := snap.admit(&rec.Flow, rec.Verdict.Index, out, time.Now())
+		if err != nil {
+			rec.end(EndLimit, err)
+			break
+		}
+		if held != nil {
+			d.Release = func() { release(); held.release() }
+		}
 		rec.asked = &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
 		d.Dialer = flowDialer{o, rec.asked}
 	}

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"tunroute/router/flow"
+	"tunroute/router/limit"
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
@@ -398,6 +399,88 @@ func TestSilence(t *testing.T) {
 		})
 	}
 }
+
+// TestLimits: a flow too many is refused before anything is dialled, counted and told of
+// in a warning; an end makes room, and what is rejected does not count.
+func TestLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDialer()
+		r, names, log := newRouter(t, withUDP{d}, Options{})
+		ofRule := limit.New(limit.Options{Name: "the rule", Per: limit.Source, Sessions: 1})
+		rate := limit.New(limit.Options{Name: "limits.rate", Rate: limit.Rate{N: 4, Per: time.Minute}})
+		r.Swap(r.snap.Load().With(SnapshotOptions{Limits: []*limit.Limiter{rate}, Rules: []RuleOptions{3: {Limit: ofRule}}}))
+		ctx, cancel := context.WithCancel(t.Context())
+		var parts sync.WaitGroup
+		parts.Go(func() { r.udp.Run(ctx) })
+		parts.Go(func() { r.flows.watch(ctx) })
+		serve := func(dst string) *fakeRequest {
+			q := newRequest(dst)
+			parts.Go(func() { r.ServeTCP(ctx, q) })
+			synctest.Wait()
+			return q
+		}
+		refused := func(dst string, want syscall.Errno) {
+			t.Helper()
+			select {
+			case e := <-serve(dst).refused:
+				if e != want {
+					t.Errorf("%s: refused with %v, want %v", dst, e, want)
+				}
+			default:
+				t.Errorf("%s: not refused", dst)
+			}
+		}
+		for range 9 {
+			refused("192.0.2.66:80", syscall.EACCES) // by a rule: does not count
+		}
+		first, firstFar := serve("192.0.2.1:80"), <-d.far
+		refused("192.0.2.1:80", syscall.ECONNREFUSED)
+		if !r.ServeUDP(client, netip.MustParseAddrPort("192.0.2.77:53"), []byte("x")) {
+			t.Error("what is dropped is refused")
+		}
+		if r.ServeUDP(client, netip.MustParseAddrPort("192.0.2.1:53"), []byte("x")) {
+			t.Error("a datagram of a source with a flow was taken")
+		}
+		(<-first.far).Close()
+		firstFar.Close()
+		synctest.Wait()
+		second, secondFar := serve("192.0.2.1:80"), <-d.far
+		refused("198.18.0.9:80", syscall.ECONNREFUSED) // the fifth in the minute
+		synctest.Wait()
+		if n := ofRule.Entries() + rate.Entries(); n != 2 || len(d.targets) != 2 || names.holds() != 0 {
+			t.Errorf("%d entries, %d dials, %d leases; want 2, 2 and none", n, len(d.targets), names.holds())
+		}
+		if s := r.Stats(); s.Limited != 3 {
+			t.Errorf("%d flows limited, want 3", s.Limited)
+		}
+		(<-second.far).Close()
+		secondFar.Close()
+		time.Sleep(2 * time.Minute)
+		if n := ofRule.Entries() + rate.Entries(); n != 0 {
+			t.Errorf("%d entries when all is over", n)
+		}
+		cancel()
+		parts.Wait()
+		for _, want := range []string{
+			`level=WARN msg="a limit refuses flows" limit="the rule" src=10.0.0.2:4000 line=13 refused=1`,
+			`limit=limits.rate src=10.0.0.2:4000 line=12 refused=1`,
+			`net=tcp src=10.0.0.2:4000 dst=192.0.2.1:80 rule=4 line=13 out=p1 hops="d1 > p1" up=0 down=0 took=0s end=limit err="more than 1 flows of one source, which the rule allows"`,
+			`net=udp src=10.0.0.2:4000 dst=192.0.2.1:53`,
+		} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("the log lacks %s:\n%s", want, log)
+			}
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 2 {
+			t.Errorf("%d warnings, want one for each limit", n)
+		}
+	})
+}
+
+// withUDP is asked for UDP too.
+type withUDP struct{ *fakeDialer }
+
+func (withUDP) OpenUDP(context.Context) (outbound.PacketConn, error) { return nil, outbound.ErrNoUDP }
 
 // slowDialer takes its time.
 type slowDialer struct {

@@ -39,6 +39,7 @@ var floors = map[string][]string{
 	"router/gssapi":       {"router/relay"},
 	"router/gssapi/krb5":  {"router/gssapi"},
 	"router/rule":         {"router/flow"},
+	"router/limit":        {"router/flow"},
 	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/gssapi", "router/relay", "router/outbound", "router/interop/servers"},
 	"router/inbound":      {"router/flow", "router/socks", "router/httpconnect", "router/ident", "router/relay", "router/outbound"},
 	"router/udpnat":       {"router/flow", "router/outbound"},

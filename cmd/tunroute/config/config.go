@@ -239,10 +239,24 @@ type Rule struct {
 	// upstream, or a listener of this machine where the flow goes out of it.
 	// [ftp.md](ftp.md) tells of it.
 	Helper Helper `yaml:"helper,omitempty"`
+	// How many flows it lets through at once, and new ones in a time:
+	// `{sessions: 100, rate: 10/s, per: source}`. Either can be left out.
+	// `per` is `rule` (all together, which is the default), `source` (each
+	// client's address) or `user` (each user; without one, the address). A rate
+	// is a number and `s`, `m`, `h` or a duration, as in `5/10s`. One too many
+	// is refused. [limits.md](limits.md) tells more.
+	Limits RuleLimits `yaml:"limits,omitempty"`
 
 	Line int `yaml:"-"` // where the config has it; 0 where there is no file
 
-	at, atVia, atTo, atInbound place
+	at, atVia, atTo, atInbound, atLimits place
+}
+
+// RuleLimits are how many flows a rule lets through.
+type RuleLimits struct {
+	Sessions int  `yaml:"sessions,omitempty"`
+	Rate     Rate `yaml:"rate,omitempty"`
+	Per      Per  `yaml:"per,omitempty"`
 }
 
 // Listen is where clients come in.
@@ -424,6 +438,21 @@ type Limits struct {
 	HalfOpenPerSource int `yaml:"half-open-per-source"`
 	// UDP conversations.
 	UDPSessions int `yaml:"udp-sessions"`
+	// Flows of one source address, TCP and UDP together; no limit where nothing
+	// is said. For this and the limits that follow nothing makes room: one too
+	// many is refused. What is rejected does not count. They can be changed by a
+	// reload.
+	PerSource int `yaml:"per-source,omitempty"`
+	// Flows of one user, or of one source address where there is no user.
+	PerUser int `yaml:"per-user,omitempty"`
+	// New flows in a time, in all: a number and `s`, `m`, `h` or a duration, as
+	// in `100/s` or `5/10s`.
+	Rate Rate `yaml:"rate,omitempty"`
+	// New flows of one source address in a time.
+	RatePerSource Rate `yaml:"rate-per-source,omitempty"`
+	// New flows of one user in a time, or of one source address where there is
+	// no user.
+	RatePerUser Rate `yaml:"rate-per-user,omitempty"`
 }
 
 // Admin is how a running daemon is asked and told things.

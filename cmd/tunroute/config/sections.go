@@ -18,6 +18,7 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(r).Elem(), "a rule")
 	r.Line, r.at = n.Line, at(n)
 	r.atVia, r.atTo, r.atInbound = at(valueAt(n, "via")), at(valueAt(n, "to")), at(valueAt(n, "inbound"))
+	r.atLimits = at(valueAt(n, "limits"))
 	if len(d.errs) > before {
 		return
 	}
@@ -152,11 +153,15 @@ func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
 
 func (l *Limits) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(l).Elem(), "limits")
-	const most = 1 << 24 // beyond it memory is the limit, not this
-	d.checkRange(n, "flows", l.Flows, 1, most)
-	d.checkRange(n, "half-open", l.HalfOpen, 1, most)
-	d.checkRange(n, "half-open-per-source", l.HalfOpenPerSource, 1, most)
-	d.checkRange(n, "udp-sessions", l.UDPSessions, 1, most)
+	d.checkRange(n, "flows", l.Flows, 1, maxLimit)
+	d.checkRange(n, "half-open", l.HalfOpen, 1, maxLimit)
+	d.checkRange(n, "half-open-per-source", l.HalfOpenPerSource, 1, maxLimit)
+	d.checkRange(n, "udp-sessions", l.UDPSessions, 1, maxLimit)
+	for key, value := range map[string]int{"per-source": l.PerSource, "per-user": l.PerUser} {
+		if valueAt(n, key) != n {
+			d.checkRange(n, key, value, 1, maxLimit)
+		}
+	}
 }
 
 func (a *Admin) decodeNode(d *decoder, n *yaml.Node) {

@@ -44,6 +44,8 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Command]():          func(s string) (any, error) { return parseEnum("command", commands, s) },
 	reflect.TypeFor[Auth]():             func(s string) (any, error) { return parseEnum("way to say who a client is", auths, s) },
 	reflect.TypeFor[Strategy]():         func(s string) (any, error) { return parseEnum("strategy", strategies, s) },
+	reflect.TypeFor[Rate]():             func(s string) (any, error) { return parseRate(s) },
+	reflect.TypeFor[Per]():              func(s string) (any, error) { return parseEnum("kind of limit", pers, s) },
 	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },
 	reflect.TypeFor[Facility]():         func(s string) (any, error) { return parseFacility(s) },
 	reflect.TypeFor[rfc]():              func(s string) (any, error) { return parseRFC(s) },

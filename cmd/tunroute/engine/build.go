@@ -37,6 +37,7 @@ type builder struct {
 
 	made   map[string]outbound.Dialer
 	groups map[string]*group.Group // of made, those that have to run
+	limits limiters                // of the config before, and after snapshot of this one
 	names  *names                  // made by snapshot
 	log    *slog.Logger            // of groups; nil discards
 }
@@ -109,8 +110,14 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 		b.lookups.ways.Store(&b.made)
 	}
 	s, err := router.NewSnapshot(table, outs)
-	if err != nil || !b.cfg.DNS.RejectEncrypted {
-		return s, err
+	if err != nil {
+		return nil, err
+	}
+	var more router.SnapshotOptions
+	more, b.limits = b.limits.options(b.cfg)
+	s = s.With(more)
+	if !b.cfg.DNS.RejectEncrypted {
+		return s, nil
 	}
 	return s.Before(func(f *flow.Flow) *router.Outbound {
 		if b.cfg.DNS.RejectsFlow(f) {
@@ -318,7 +325,10 @@ func needsRestart(was, is *config.Config) string {
 		{"dns", fixed(was.DNS), fixed(is.DNS)},
 		{"listen", was.Listen, is.Listen},
 		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
-		{"limits", was.Limits, is.Limits},
+		{"limits.flows", was.Limits.Flows, is.Limits.Flows},
+		{"limits.half-open", was.Limits.HalfOpen, is.Limits.HalfOpen},
+		{"limits.half-open-per-source", was.Limits.HalfOpenPerSource, is.Limits.HalfOpenPerSource},
+		{"limits.udp-sessions", was.Limits.UDPSessions, is.Limits.UDPSessions},
 		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
 		{"timeouts.tcp-idle", was.Timeouts.TCPIdle, is.Timeouts.TCPIdle},
 		{"timeouts.half-close", was.Timeouts.HalfClose, is.Timeouts.HalfClose},

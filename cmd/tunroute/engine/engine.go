@@ -52,8 +52,9 @@ type Engine struct {
 	ident  *ident.Server   // nil where there is no ident.listen
 	server *inbound.Server // nil where there is no listen
 
-	mu      sync.Mutex // of Reload; guards groups
+	mu      sync.Mutex // of Reload; guards groups and limits
 	groups  runners
+	limits  limiters
 	current atomic.Pointer[config.Config]
 	names   atomic.Pointer[names] // what is done with names, of current
 	lookups resolver              // of current
@@ -92,7 +93,7 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.groups.all = b.groups
+	e.groups.all, e.limits = b.groups, b.limits
 	e.names.Store(b.names)
 	e.dns, err = dnsfake.New(dnsfake.Options{
 		Pool:     e.pool,
@@ -334,7 +335,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	b.ident = e.ident
+	b.ident, b.limits = e.ident, e.limits
 	s, err := b.snapshot()
 	if err != nil {
 		b.close()
@@ -346,6 +347,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	wasNames, wasLookups := e.names.Swap(b.names), e.lookups.now.Swap(b.lookups)
 	e.router.Swap(s)
 	e.groups.replace(b.groups)
+	e.limits = b.limits
 	wasNames.close()
 	if !b.keeps {
 		wasLookups.close()

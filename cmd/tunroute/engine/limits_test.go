@@ -42,6 +42,54 @@ func TestSilentFlow(t *testing.T) {
 	l.Next().Has(t, enginetest.Record{"end": "idle", "err": "timeouts.tcp-idle"})
 }
 
+// TestRuleLimit: a flow more than a rule lets through is refused, also after a reload that
+// has the rule still, for TCP and UDP; other rules are as they were.
+func TestRuleLimit(t *testing.T) {
+	a, _ := twoServers(t)
+	const upstreams = "upstreams: {a: 'socks5h://%s'}\n"
+	const limited = "  - {to: .limited.test, via: a, limits: {sessions: 1, per: source}}\n"
+	l := enginetest.Start(t, upstreams+"rules:\n"+limited+"  - {via: a}\n", a)
+	first := l.MustDial("ip4", "www.limited.test", 80)
+	over := func() {
+		t.Helper()
+		if _, err := l.Dial("ip4", "mail.limited.test", 80); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("the second of one: %v, want ECONNREFUSED", err)
+		}
+		l.Next().Has(t, enginetest.Record{"end": "limit", "err": "more than 1 flows of one source, which the rule allows"})
+	}
+	over()
+	l.MustDial("ip4", "www.test", 80).Close()
+	l.Next()
+	if err := l.Engine.Reload(enginetest.Parse(t, upstreams+"rules:\n  - {to: new.test, via: reject}\n"+limited+"  - {via: a}\n", a)); err != nil {
+		t.Fatal(err)
+	}
+	over()
+	if n := l.Engine.Stats().Router.Limited; n != 2 {
+		t.Errorf("%d flows limited, want 2", n)
+	}
+	first.Close()
+	l.Next()
+	l.MustDial("ip4", "mail.limited.test", 80)
+}
+
+// TestRateLimit: of all flows, and of those of a source, whatever the rule.
+func TestRateLimit(t *testing.T) {
+	a, _ := twoServers(t)
+	l := enginetest.Start(t, "upstreams: {a: 'socks5h://%s'}\nrules: [{via: a}]\nlimits: {rate: 100/h, rate-per-source: 2/h}\n", a)
+	for range 2 {
+		l.MustDial("ip4", "www.test", 80)
+	}
+	if _, err := l.Dial("ip4", "www.test", 80); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the third of two: %v, want ECONNREFUSED", err)
+	}
+	l.Next().Has(t, enginetest.Record{"end": "limit", "err": "more than 2/h new flows of one source, which limits.rate-per-source allows"})
+	c, err := l.Host.DialTCP(enginetest.Within(t), netip.MustParseAddrPort("10.0.0.77:0"), netip.AddrPortFrom(l.Lookup("ip4", "www.test"), 80))
+	if err != nil {
+		t.Fatalf("another source: %v", err)
+	}
+	c.Close()
+}
+
 // TestHalfOpenLimit: a source with too many attempts that wait has to wait with
 // the next; others do not.
 func TestHalfOpenLimit(t *testing.T) {

@@ -113,7 +113,7 @@ func TestReloadRefused(t *testing.T) {
 	for part, more := range map[string]string{
 		"tun":               "tun: {mtu: 9000}",
 		"dns":               "dns: {capture: false}",
-		"limits":            "limits: {flows: 7}",
+		"limits.flows":      "limits: {flows: 7}",
 		"timeouts.udp-idle": "timeouts: {udp-idle: 7s}",
 	} {
 		err := l.Engine.Reload(enginetest.Parse(t, text+more, a, b, "b"))

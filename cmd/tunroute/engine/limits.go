@@ -1,0 +1,53 @@
+package engine
+
+import (
+	"fmt"
+
+	"tunroute/cmd/tunroute/config"
+	"tunroute/router"
+	"tunroute/router/limit"
+)
+
+// limiters are the limits of a config, by all that makes them what they are. Those that
+// the next config has too go on with what they have counted.
+type limiters map[string]*limit.Limiter
+
+// pers are those of a config.
+var pers = map[config.Per]limit.Per{config.PerRule: limit.All, config.PerSource: limit.Source, config.PerUser: limit.User}
+
+// options returns what cfg says of flows besides where they go, and its limits.
+func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiters) {
+	is := make(limiters)
+	get := func(of string, o limit.Options) *limit.Limiter {
+		key := fmt.Sprint(of, o)
+		switch {
+		case is[key] != nil: // two rules of which the second never matches
+		case was[key] != nil:
+			is[key] = was[key]
+		default:
+			is[key] = limit.New(o)
+		}
+		return is[key]
+	}
+	var more router.SnapshotOptions
+	rate := func(r config.Rate) limit.Rate { return limit.Rate{N: r.N, Per: r.Per} }
+	for _, o := range []limit.Options{
+		{Name: "limits.rate", Rate: rate(cfg.Limits.Rate)},
+		{Name: "limits.per-source", Per: limit.Source, Sessions: cfg.Limits.PerSource},
+		{Name: "limits.rate-per-source", Per: limit.Source, Rate: rate(cfg.Limits.RatePerSource)},
+		{Name: "limits.per-user", Per: limit.User, Sessions: cfg.Limits.PerUser},
+		{Name: "limits.rate-per-user", Per: limit.User, Rate: rate(cfg.Limits.RatePerUser)},
+	} {
+		if o.Sessions > 0 || o.Rate.N > 0 {
+			more.Limits = append(more.Limits, get("", o))
+		}
+	}
+	more.Rules = make([]router.RuleOptions, len(cfg.Rules))
+	for i := range cfg.Rules {
+		r := &cfg.Rules[i]
+		if l := r.Limits; !l.IsZero() {
+			more.Rules[i].Limit = get(r.Key(), limit.Options{Name: "the rule", Per: pers[l.Per], Sessions: l.Sessions, Rate: rate(l.Rate)})
+		}
+	}
+	return more, is
+}

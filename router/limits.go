@@ -1,0 +1,84 @@
+package router
+
+import (
+	"errors"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/limit"
+	"tunroute/router/outbound"
+)
+
+// held are the limits that a flow counts for.
+type held []limit.Held
+
+func (h held) release() {
+	for _, l := range h {
+		l.Release()
+	}
+}
+
+// admit counts a flow for the limits of all flows and of its rule, until it is released.
+// What is rejected does not count: it costs nothing. It does not block; without limits it
+// does not allocate.
+func (s *Snapshot) admit(f *flow.Flow, index int, out *Outbound, now time.Time) (held, error) {
+	own := s.options(index).Limit
+	if own == nil && len(s.more.Limits) == 0 {
+		return nil, nil
+	}
+	switch out.Dialer.(type) {
+	case outbound.Reject, outbound.Drop:
+		return nil, nil
+	}
+	taken := make(held, 0, len(s.more.Limits)+1)
+	take := func(l *limit.Limiter) error {
+		h, err := l.Take(f, now)
+		if err != nil {
+			taken.release()
+			return err
+		}
+		taken = append(taken, h)
+		return nil
+	}
+	for _, l := range s.more.Limits {
+		if err := take(l); err != nil {
+			return nil, err
+		}
+	}
+	if own != nil {
+		if err := take(own); err != nil {
+			return nil, err
+		}
+	}
+	return taken, nil
+}
+
+// expire has the limits forget who has no flow any more.
+func (s *Snapshot) expire(now time.Time) {
+	for _, l := range s.more.Limits {
+		l.Expire(now)
+	}
+	for _, o := range s.more.Rules {
+		if o.Limit != nil {
+			o.Limit.Expire(now)
+		}
+	}
+}
+
+// warnOfLimit tells that a limit refuses flows, where rec is of one: not of each.
+func (r *Router) warnOfLimit(rec *Record) {
+	var met *limit.Error
+	if rec.End != EndLimit || !errors.As(rec.Err, &met) {
+		return
+	}
+	if refused, ok := met.Limiter.Warn(time.Now()); ok {
+		args := []any{"limit", met.Limiter.Name(), "src", source(rec.Flow.Source)}
+		if rec.Flow.User != "" {
+			args = append(args, "user", rec.Flow.User)
+		}
+		if rec.Verdict.Line > 0 {
+			args = append(args, "line", rec.Verdict.Line)
+		}
+		r.log.Warn("a limit refuses flows", append(args, "refused", refused)...)
+	}
+}
