@@ -340,6 +340,7 @@ func (c *Cache) standIn(k key, q *question) {
 		return
 	}
 	q.alone = true
+	c.stats.Stale += uint64(q.waiters)
 	q.tell(c.hold(el, now))
 }
 
@@ -417,7 +418,7 @@ func (c *Cache) ask(ctx context.Context, k key, q *question) {
 		if !now.Before(el.Value.(*entry).stale) {
 			c.drop(el)
 		} else if res := c.hold(el, now); !q.told {
-			c.stats.Stale++
+			c.stats.Stale += uint64(q.waiters)
 			q.tell(res)
 		}
 	}

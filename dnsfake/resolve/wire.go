@@ -121,10 +121,13 @@ func lower(name string) string {
 
 // query returns the query of a look-up; false where the name cannot be asked for.
 func (k key) query() (query, bool) {
+	if k.name == "" || k.name != "." && dns.IsFqdn(k.name) {
+		return query{}, false // an empty label
+	}
 	const maxName = 255 // octets (RFC 1035 §2.3.4)
 	buf := make([]byte, len(k.name)+6)
 	end, err := dns.PackDomainName(dns.Fqdn(k.name), buf, 0, nil, false)
-	if err != nil || end > maxName || k.name == "" {
+	if err != nil || end > maxName {
 		return query{}, false
 	}
 	buf = binary.BigEndian.AppendUint16(buf[:end], k.qtype)

@@ -73,6 +73,13 @@ func metrics() []metric {
 		counter("dns_forwarded", "Answers of a resolver, passed on.", func(s stats) uint64 { return s.DNS.Forwarded }),
 		counter("dns_refused", "Questions that are malformed, or of a kind that is not served.", func(s stats) uint64 { return s.DNS.Refused }),
 		counter("dns_failed", "Questions that were answered SERVFAIL.", func(s stats) uint64 { return s.DNS.Failed }),
+		gauge("dns_cache_entries", "Answers of resolvers that are kept.", func(s stats) int { return s.Lookups.Entries }),
+		gauge("dns_cache_bytes", "Memory that answers of resolvers take.", func(s stats) int { return s.Lookups.Bytes }),
+		counter("dns_cache_hits", "Questions and look-ups that were answered from what is kept.", func(s stats) uint64 { return s.Lookups.Hits }),
+		counter("dns_cache_stale", "Answers that stood in after their time was over.", func(s stats) uint64 { return s.Lookups.Stale }),
+		counter("dns_cache_misses", "Questions that resolvers were asked.", func(s stats) uint64 { return s.Lookups.Misses }),
+		counter("dns_cache_prefetched", "Answers that were asked for again before their time was over.", func(s stats) uint64 { return s.Lookups.Prefetch }),
+		counter("dns_cache_failed", "Questions to which no resolver had an answer.", func(s stats) uint64 { return s.Lookups.Failed }),
 		counter("dns_evicted", "Leases that ended for another name.", func(s stats) uint64 { return s.Pool.Evicted }),
 		counter("dns_exhausted", "Names that got no lease.", func(s stats) uint64 { return s.Pool.Exhausted }),
 	}

@@ -15,6 +15,7 @@ import (
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/dnsfake"
+	"tunroute/dnsfake/resolve"
 	"tunroute/router"
 	"tunroute/router/ident"
 	"tunroute/router/inbound"
@@ -361,12 +362,13 @@ type Stats struct {
 	Router  router.Stats
 	DNS     dnsfake.Stats
 	Pool    dnsfake.PoolStats
+	Lookups resolve.CacheStats // since the resolvers last changed
 	Inbound inbound.Stats
 }
 
 // Stats returns the counters.
 func (e *Engine) Stats() Stats {
-	s := Stats{Router: e.router.Stats(), DNS: e.dns.Stats(), Pool: e.pool.Stats()}
+	s := Stats{Router: e.router.Stats(), DNS: e.dns.Stats(), Pool: e.pool.Stats(), Lookups: e.lookups.now.Load().cache.Stats()}
 	if e.stack != nil {
 		s.Stack = e.stack.Stats()
 	}
