@@ -42,7 +42,7 @@
 //
 // A try: 2 s by UDP, 4 s where a connection may have to be opened. A question: 10 s.
 // Aliases: 16. UDP answers: 4096 octets. One connection: 256 questions; beside it 8 of
-// their own, or 4 where a server has HTTP/1.1 only. Cache: 4 MiB, answers of 16 KB at
+// their own (64 with [Server.Alone]), or 4 where a server has HTTP/1.1 only. Cache: 4 MiB, answers of 16 KB at
 // most; a day, five minutes where there is nothing, and a day more where nobody answers.
 // Files: 32 MiB, looked at every 5 s.
 package resolve

@@ -418,7 +418,11 @@ func newUpstream(s Server, timeout time.Duration) *upstream {
 	case TLS:
 		open = overTLS(open, s.tlsConfig("dot"))
 	}
-	u.streams = newStreams(patient, open)
+	alone := maxAlone
+	if s.Alone {
+		alone = maxAllAlone
+	}
+	u.streams = newStreams(patient, alone, open)
 	return u
 }
 

@@ -21,8 +21,10 @@ const (
 	// Questions on one connection at once; beyond them one fails.
 	maxPipeline = 256
 
-	// Connections of their own that questions have at once; the next one waits.
-	maxAlone = 8
+	// Connections of their own that questions have at once, where they do by
+	// exception and where all do; the next one waits.
+	maxAlone    = 8
+	maxAllAlone = 64
 )
 
 // streams is the connection to a server that speaks TCP or TLS: there is one at a
@@ -52,8 +54,8 @@ type opening struct {
 	err    error
 }
 
-func newStreams(patient time.Duration, open func(ctx context.Context) (net.Conn, error)) *streams {
-	s := &streams{open: open, patient: patient, alone: make(chan struct{}, maxAlone)}
+func newStreams(patient time.Duration, alone int, open func(ctx context.Context) (net.Conn, error)) *streams {
+	s := &streams{open: open, patient: patient, alone: make(chan struct{}, alone)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
