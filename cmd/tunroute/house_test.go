@@ -41,7 +41,7 @@ var floors = map[string][]string{
 	"router/rule":         {"router/flow"},
 	"router/limit":        {"router/flow"},
 	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/gssapi", "router/relay", "router/outbound", "router/interop/servers"},
-	"router/inbound":      {"router/flow", "router/socks", "router/httpconnect", "router/ident", "router/relay", "router/outbound"},
+	"router/inbound":      {"router/flow", "router/gssapi", "router/socks", "router/httpconnect", "router/ident", "router/relay", "router/outbound"},
 	"router/udpnat":       {"router/flow", "router/outbound"},
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe", "router/inbound/users"},
@@ -54,6 +54,7 @@ var floors = map[string][]string{
 	"router/inbound/users": {"router/inbound"},
 
 	// What tests are made of may know what it tests.
+	"router/gssapi/gssapitest":       {"router/gssapi"},
 	"cmd/tunroute/engine/enginetest": {"cmd/tunroute/engine", "cmd/tunroute/config", "stack", "router"},
 }
 

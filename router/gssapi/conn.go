@@ -172,21 +172,15 @@ func appendWrapped(b []byte, c Context, message []byte, seal bool) ([]byte, erro
 	return b, nil
 }
 
-// Datagrams protects the datagrams of an association, whose control connection has made
-// the context. It is safe for concurrent use.
+// Datagrams protects the datagrams of an association. It is safe for concurrent use.
 type Datagrams struct {
 	context Context
 	seal    bool
 }
 
-// NewDatagrams returns a Datagrams that protects as the two ends have agreed, or nil for
-// [None], where there is nothing to protect.
-func NewDatagrams(c Context, p Protection) *Datagrams {
-	if p == None {
-		return nil
-	}
-	return &Datagrams{context: c, seal: p == Confidentiality}
-}
+// Datagrams returns what protects the datagrams of an association, c being its control
+// connection, as c is protected.
+func (c *Conn) Datagrams() *Datagrams { return &Datagrams{c.context, c.seal} }
 
 // Seal appends to b what a datagram, the header of SOCKS within, is sent as.
 func (d *Datagrams) Seal(b, datagram []byte) ([]byte, error) {

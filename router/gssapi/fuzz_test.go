@@ -1,4 +1,4 @@
-package gssapi
+package gssapi_test
 
 import (
 	"bytes"
@@ -6,6 +6,9 @@ import (
 	"io"
 	"net"
 	"testing"
+
+	"tunroute/router/gssapi"
+	"tunroute/router/gssapi/gssapitest"
 )
 
 // memory is a connection whose other end has said all and listens to nothing.
@@ -21,7 +24,7 @@ func (m memory) CloseWrite() error           { return nil }
 // FuzzConn gives any bytes to both ends of the negotiation and to a connection: none
 // panics, none reads for ever, and a connection gives what is within whole messages.
 func FuzzConn(f *testing.F) {
-	hello, err := appendWrapped(nil, new(toy), []byte("hello"), false)
+	hello, err := gssapi.AppendWrapped(nil, new(gssapitest.Toy), []byte("hello"), false)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -31,19 +34,19 @@ func FuzzConn(f *testing.F) {
 	f.Add([]byte("\x01\xff"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		mem := func() memory { return memory{Reader: bytes.NewReader(in)} }
-		if p, err := Accept(mem(), &toy{steps: []string{"a", "b"}}, Set(None, Integrity), true); err == nil && p > Integrity {
+		if p, err := gssapi.Accept(mem(), &gssapitest.Toy{Steps: []string{"a", "b"}}, gssapi.Set(gssapi.None, gssapi.Integrity), true); err == nil && p > gssapi.Integrity {
 			t.Errorf("a server answers %v, which it does not allow", p)
 		}
-		if p, err := Initiate(mem(), &toy{steps: []string{"a", "b"}, initiate: true}, Integrity, false); err == nil && p < Integrity {
+		if p, err := gssapi.Initiate(mem(), &gssapitest.Toy{Steps: []string{"a", "b"}, Initiate: true}, gssapi.Integrity, false); err == nil && p < gssapi.Integrity {
 			t.Errorf("a client takes %v", p)
 		}
-		got, err := io.ReadAll(NewConn(mem(), new(toy), Integrity))
-		if len(got) > len(in) || err == nil && len(in) > 0 && len(in) < headLen {
+		got, err := io.ReadAll(gssapi.NewConn(mem(), new(gssapitest.Toy), gssapi.Integrity))
+		if len(got) > len(in) || err == nil && len(in) > 0 && len(in) < gssapi.HeadLen {
 			t.Errorf("%x: %x, %v", in, got, err)
 		}
 		// The same in a datagram, if it is one message.
-		if d, err := NewDatagrams(new(toy), Integrity).Open(bytes.Clone(in)); err == nil && !bytes.HasPrefix(got, d) {
-			if seq := binary.BigEndian.Uint64(in[headLen:]); seq == 0 { // a stream does not take a gap
+		if d, err := datagrams(new(gssapitest.Toy), gssapi.Integrity).Open(bytes.Clone(in)); err == nil && !bytes.HasPrefix(got, d) {
+			if seq := binary.BigEndian.Uint64(in[gssapi.HeadLen:]); seq == 0 { // a stream does not take a gap
 				t.Errorf("%x: a datagram with %x, a stream with %x", in, d, got)
 			}
 		}

@@ -1,8 +1,7 @@
-package gssapi
+package gssapi_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -10,81 +9,13 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"tunroute/router/gssapi"
+	"tunroute/router/gssapi/gssapitest"
 )
-
-// toy is a mechanism that protects nothing and notices everything: a token is two bytes
-// of text, a wrapped message its number, whether it is encrypted, and the bytes, each
-// added to 1 if so.
-type toy struct {
-	steps    []string // ours and theirs by turns, beginning with who begins
-	initiate bool
-	at       int
-
-	mu   sync.Mutex
-	sent uint64
-	next uint64
-}
-
-func (c *toy) Peer() string { return "toy" }
-
-func (c *toy) Step(token []byte) ([]byte, bool, error) {
-	if c.at > 0 || !c.initiate {
-		if c.at >= len(c.steps) || string(token) != c.steps[c.at] {
-			return []byte("no"), false, errToy
-		}
-		c.at++
-	}
-	if c.at == len(c.steps) {
-		return nil, true, nil
-	}
-	c.at++
-	return []byte(c.steps[c.at-1]), c.at == len(c.steps), nil
-}
-
-var errToy = errors.New("the toy does not like it")
-
-func (c *toy) Wrap(b, message []byte, seal bool) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	b = binary.BigEndian.AppendUint64(b, c.sent)
-	c.sent++
-	if !seal {
-		return append(append(b, 0), message...), nil
-	}
-	b = append(b, 1)
-	for _, x := range message {
-		b = append(b, x+1)
-	}
-	return b, nil
-}
-
-func (c *toy) Unwrap(token []byte) (Message, error) {
-	if len(token) < 9 {
-		return Message{}, errToy
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m := Message{Data: token[9:], Sealed: token[8] == 1}
-	if m.Sealed {
-		for i := range m.Data {
-			m.Data[i]--
-		}
-	}
-	switch seq := binary.BigEndian.Uint64(token); {
-	case seq < c.next:
-		m.Order = Duplicate
-	case seq > c.next:
-		m.Order = Gap
-		c.next = seq + 1
-	default:
-		c.next++
-	}
-	return m, nil
-}
 
 // pipe returns both ends of a TCP connection.
 func pipe(t testing.TB) (client, server *net.TCPConn) {
@@ -110,48 +41,48 @@ func pipe(t testing.TB) (client, server *net.TCPConn) {
 }
 
 func TestNegotiation(t *testing.T) {
-	all := Set(None, Integrity, Confidentiality)
+	all := gssapi.Set(gssapi.None, gssapi.Integrity, gssapi.Confidentiality)
 	for _, c := range []struct {
 		name               string
 		steps              string
-		want               Protection
-		allow              Protections
+		want               gssapi.Protection
+		allow              gssapi.Protections
 		clientNEC, nec     bool
-		got                Protection
+		got                gssapi.Protection
 		clientErr, servErr error
 	}{
-		{"none", "ab", None, all, false, false, None, nil, nil},
-		{"integrity", "ab", Integrity, all, false, false, Integrity, nil, nil},
-		{"confidentiality", "ab", Confidentiality, all, false, false, Confidentiality, nil, nil},
-		{"three tokens", "abc", Integrity, all, false, false, Integrity, nil, nil},
-		{"one token", "a", Integrity, all, false, false, Integrity, nil, nil},
-		{"a stronger one", "ab", None, Set(Integrity), false, false, Integrity, nil, nil},
-		{"a weaker one", "ab", Confidentiality, Set(None, Integrity), false, false, 0, ErrProtection, nil},
-		{"one that nobody has", "ab", 3, all, false, false, 0, ErrProtection, nil},
-		{"nothing is allowed", "ab", Integrity, 0, false, false, 0, ErrRefused, ErrProtection},
-		{"NEC", "ab", Confidentiality, all, true, true, Confidentiality, nil, nil},
-		{"NEC's client, server by the RFC", "ab", Integrity, all, true, false, 0, ErrRefused, ErrProtection},
-		{"client by the RFC, server that takes NEC's", "ab", Integrity, all, false, true, Integrity, nil, nil},
-		{"the server does not like the token", "ab", None, all, false, false, 0, errToy, errToy},
+		{"none", "ab", gssapi.None, all, false, false, gssapi.None, nil, nil},
+		{"integrity", "ab", gssapi.Integrity, all, false, false, gssapi.Integrity, nil, nil},
+		{"confidentiality", "ab", gssapi.Confidentiality, all, false, false, gssapi.Confidentiality, nil, nil},
+		{"three tokens", "abc", gssapi.Integrity, all, false, false, gssapi.Integrity, nil, nil},
+		{"one token", "a", gssapi.Integrity, all, false, false, gssapi.Integrity, nil, nil},
+		{"a stronger one", "ab", gssapi.None, gssapi.Set(gssapi.Integrity), false, false, gssapi.Integrity, nil, nil},
+		{"a weaker one", "ab", gssapi.Confidentiality, gssapi.Set(gssapi.None, gssapi.Integrity), false, false, 0, gssapi.ErrProtection, nil},
+		{"one that nobody has", "ab", 3, all, false, false, 0, gssapi.ErrProtection, nil},
+		{"nothing is allowed", "ab", gssapi.Integrity, 0, false, false, 0, gssapi.ErrRefused, gssapi.ErrProtection},
+		{"NEC", "ab", gssapi.Confidentiality, all, true, true, gssapi.Confidentiality, nil, nil},
+		{"NEC's client, server by the RFC", "ab", gssapi.Integrity, all, true, false, 0, gssapi.ErrRefused, gssapi.ErrProtection},
+		{"client by the RFC, server that takes NEC's", "ab", gssapi.Integrity, all, false, true, gssapi.Integrity, nil, nil},
+		{"the server does not like the token", "ab", gssapi.None, all, false, false, 0, gssapitest.ErrToy, gssapitest.ErrToy},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			client, server := pipe(t)
 			steps := strings.Split(c.steps, "")
 			theirs := slices.Clone(steps)
-			if c.servErr == errToy {
+			if c.servErr == gssapitest.ErrToy {
 				theirs[0] = "x"
 			}
 			type result struct {
-				p   Protection
+				p   gssapi.Protection
 				err error
 			}
 			served := make(chan result)
 			go func() {
-				p, err := Accept(server, &toy{steps: theirs}, c.allow, c.nec)
+				p, err := gssapi.Accept(server, &gssapitest.Toy{Steps: theirs}, c.allow, c.nec)
 				server.Close()
 				served <- result{p, err}
 			}()
-			got, err := Initiate(client, &toy{steps: steps, initiate: true}, c.want, c.clientNEC)
+			got, err := gssapi.Initiate(client, &gssapitest.Toy{Steps: steps, Initiate: true}, c.want, c.clientNEC)
 			client.Close()
 			r := <-served
 			if !errors.Is(err, c.clientErr) || !errors.Is(r.err, c.servErr) {
@@ -167,17 +98,17 @@ func TestNegotiation(t *testing.T) {
 // TestRefusalIsTwoBytes: RFC 1961 §3.6. Not all servers send more.
 func TestRefusalIsTwoBytes(t *testing.T) {
 	for _, in := range []string{"\x01\xff", "\x01\xff\x00\x00"} {
-		_, err := readMessage(strings.NewReader(in), typeToken)
-		if !errors.Is(err, ErrRefused) {
-			t.Errorf("%x: %v, want %v", in, err, ErrRefused)
+		_, err := gssapi.ReadMessage(strings.NewReader(in), gssapi.TypeToken)
+		if !errors.Is(err, gssapi.ErrRefused) {
+			t.Errorf("%x: %v, want %v", in, err, gssapi.ErrRefused)
 		}
 	}
 }
 
 // conns returns both ends of a protected connection.
-func conns(t testing.TB, p Protection) (client, server *Conn) {
+func conns(t testing.TB, p gssapi.Protection) (client, server *gssapi.Conn) {
 	c, s := pipe(t)
-	return NewConn(c, new(toy), p), NewConn(s, new(toy), p)
+	return gssapi.NewConn(c, new(gssapitest.Toy), p), gssapi.NewConn(s, new(gssapitest.Toy), p)
 }
 
 func TestConn(t *testing.T) {
@@ -186,7 +117,7 @@ func TestConn(t *testing.T) {
 	for i := range data {
 		data[i] = byte(rnd.Uint32())
 	}
-	for _, p := range []Protection{Integrity, Confidentiality} {
+	for _, p := range []gssapi.Protection{gssapi.Integrity, gssapi.Confidentiality} {
 		t.Run(p.String(), func(t *testing.T) {
 			client, server := conns(t, p)
 			echoed := make(chan error)
@@ -207,7 +138,7 @@ func TestConn(t *testing.T) {
 			sent := make(chan error)
 			go func() {
 				for rest := data; len(rest) > 0; {
-					n := min(len(rest), 1+rnd.IntN(3*maxMessage))
+					n := min(len(rest), 1+rnd.IntN(3*gssapi.MaxMessage))
 					if m, err := client.Write(rest[:n]); err != nil || m != n {
 						sent <- err
 						return
@@ -225,7 +156,7 @@ func TestConn(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if client.buf != nil {
+			if client.Buffered() {
 				t.Error("a connection that waits has a buffer")
 			}
 		})
@@ -235,28 +166,28 @@ func TestConn(t *testing.T) {
 // TestConnTakesNothingElse: each of these ends the connection with an error, and never
 // with an EOF.
 func TestConnTakesNothingElse(t *testing.T) {
-	wrap := func(c *toy, text string, seal bool) string {
-		b, err := appendWrapped(nil, c, []byte(text), seal)
+	wrap := func(c *gssapitest.Toy, text string, seal bool) string {
+		b, err := gssapi.AppendWrapped(nil, c, []byte(text), seal)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return string(b)
 	}
-	whole := wrap(new(toy), "hello", true)
+	whole := wrap(new(gssapitest.Toy), "hello", true)
 	for name, c := range map[string]struct {
 		in   string
 		want error
 	}{
 		"ends in the head":        {whole[:2], io.ErrUnexpectedEOF},
 		"ends in the token":       {whole[:10], io.ErrUnexpectedEOF},
-		"clear text":              {"HTTP/1.0 200 OK\r\n", ErrProtocol},
-		"another type":            {"\x01\x02\x00\x01x", ErrProtocol},
-		"no token":                {"\x01\x03\x00\x00", ErrProtocol},
-		"a refusal":               {"\x01\xff\x00\x00", ErrRefused},
-		"not encrypted":           {wrap(new(toy), "hello", false), errUnseal},
-		"one is missing":          {wrap(&toy{sent: 1}, "hello", true), errOrder},
-		"comes twice":             {whole + whole, errOrder},
-		"the mechanism's refusal": {"\x01\x03\x00\x01x", errToy},
+		"clear text":              {"HTTP/1.0 200 OK\r\n", gssapi.ErrProtocol},
+		"another type":            {"\x01\x02\x00\x01x", gssapi.ErrProtocol},
+		"no token":                {"\x01\x03\x00\x00", gssapi.ErrProtocol},
+		"a refusal":               {"\x01\xff\x00\x00", gssapi.ErrRefused},
+		"not encrypted":           {wrap(new(gssapitest.Toy), "hello", false), gssapi.ErrUnseal},
+		"one is missing":          {wrap(&gssapitest.Toy{Sent: 1}, "hello", true), gssapi.ErrOrder},
+		"comes twice":             {whole + whole, gssapi.ErrOrder},
+		"the mechanism's refusal": {"\x01\x03\x00\x01x", gssapitest.ErrToy},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, server := pipe(t)
@@ -264,14 +195,14 @@ func TestConnTakesNothingElse(t *testing.T) {
 				io.WriteString(server, c.in)
 				server.Close()
 			}()
-			conn := NewConn(client, new(toy), Confidentiality)
+			conn := gssapi.NewConn(client, new(gssapitest.Toy), gssapi.Confidentiality)
 			if _, err := io.ReadAll(conn); !errors.Is(err, c.want) {
 				t.Errorf("%v, want %v", err, c.want)
 			}
 			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, c.want) {
 				t.Errorf("then %v, want %v", err, c.want)
 			}
-			if conn.buf != nil {
+			if conn.Buffered() {
 				t.Error("a connection that has failed has a buffer")
 			}
 		})
@@ -289,8 +220,8 @@ func (c byteConn) Read(b []byte) (int, error) { return c.r.Read(b) }
 // TestReadAfterDeadline: what has come of a message stays.
 func TestReadAfterDeadline(t *testing.T) {
 	client, server := pipe(t)
-	conn := NewConn(byteConn{client, iotest.OneByteReader(client)}, new(toy), Integrity)
-	message, err := appendWrapped(nil, new(toy), []byte("hello"), false)
+	conn := gssapi.NewConn(byteConn{client, iotest.OneByteReader(client)}, new(gssapitest.Toy), gssapi.Integrity)
+	message, err := gssapi.AppendWrapped(nil, new(gssapitest.Toy), []byte("hello"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,12 +240,13 @@ func TestReadAfterDeadline(t *testing.T) {
 	}
 }
 
+func datagrams(c gssapi.Context, p gssapi.Protection) *gssapi.Datagrams {
+	return gssapi.NewConn(nil, c, p).Datagrams()
+}
+
 func TestDatagrams(t *testing.T) {
-	if NewDatagrams(new(toy), None) != nil {
-		t.Error("with no protection there is something that protects")
-	}
-	for _, p := range []Protection{Integrity, Confidentiality} {
-		from, to := NewDatagrams(new(toy), p), NewDatagrams(new(toy), p)
+	for _, p := range []gssapi.Protection{gssapi.Integrity, gssapi.Confidentiality} {
+		from, to := datagrams(new(gssapitest.Toy), p), datagrams(new(gssapitest.Toy), p)
 		seal := func(text string) []byte {
 			b, err := from.Seal([]byte("before"), []byte(text))
 			if err != nil {
@@ -345,11 +277,11 @@ func TestDatagrams(t *testing.T) {
 			}
 		}
 	}
-	plain, err := NewDatagrams(new(toy), Integrity).Seal(nil, []byte("x"))
+	plain, err := datagrams(new(gssapitest.Toy), gssapi.Integrity).Seal(nil, []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := NewDatagrams(new(toy), Confidentiality).Open(plain); !errors.Is(err, errUnseal) {
+	if got, err := datagrams(new(gssapitest.Toy), gssapi.Confidentiality).Open(plain); !errors.Is(err, gssapi.ErrUnseal) {
 		t.Errorf("what is not encrypted is opened: %q, %v", got, err)
 	}
 }

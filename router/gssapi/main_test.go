@@ -1,4 +1,4 @@
-package gssapi
+package gssapi_test
 
 import (
 	"testing"

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"tunroute/router/flow"
+	"tunroute/router/gssapi"
 	"tunroute/router/socks"
 )
 
@@ -27,7 +28,8 @@ const maxDatagram = 65535 - 8
 // supported" or hangs up, and if a hop before it does. So it is if the server is
 // spoken to over a unix socket: its relay takes datagrams from the address that the
 // request came from (RFC 1928 §7), and there is none. And over TLS, because the
-// datagrams would go beside it, for everybody to read.
+// datagrams would go beside it, for everybody to read. What GSSAPI protects are the
+// datagrams as well.
 func (s *Socks) OpenUDP(ctx context.Context) (PacketConn, error) {
 	if s.opts.Version != socks.Version5 {
 		return nil, s.hopError(opRequest, fmt.Errorf("SOCKS4: %w", ErrNoUDP))
@@ -75,7 +77,7 @@ func (s *Socks) associate(ctx context.Context, relay PacketConn) (*association, 
 		control.Close()
 		return nil, s.hopError(opRequest, err)
 	}
-	bound, err := s.exchange(ctx, control, request)
+	control, bound, err := s.exchange(ctx, control, request)
 	if err != nil {
 		var hop *HopError
 		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || isEOF(err)) {
@@ -92,6 +94,9 @@ func (s *Socks) associate(ctx context.Context, relay PacketConn) (*association, 
 		return nil, s.hopError(opRequest, fmt.Errorf("relay %s: %w", bound, err))
 	}
 	a := &association{s: s, control: control, relay: relay, batches: Batches(relay), to: to, done: make(chan struct{})}
+	if c, ok := control.(*gssapi.Conn); ok {
+		a.protect = c.Datagrams()
+	}
 	a.queuer, _ = relay.(headQueuer)
 	a.unpack = a.unpackBatch
 	if to.Addr.IsValid() {
@@ -133,8 +138,9 @@ type association struct {
 	relay   PacketConn
 	queuer  headQueuer // relay, if it is one
 	batches BatchReader
-	to      flow.Target    // where the server takes datagrams
-	from    netip.AddrPort // where they come from; the reader's, which learns it if to is a name
+	protect *gssapi.Datagrams // nil where datagrams are sent as they are
+	to      flow.Target       // where the server takes datagrams
+	from    netip.AddrPort    // where they come from; the reader's, which learns it if to is a name
 
 	closed, lost atomic.Bool   // by us, by the server
 	done         chan struct{} // closed when watch has returned
@@ -223,7 +229,31 @@ func (a *association) WriteTo(payload []byte, t flow.Target) error {
 	if len(b)+len(payload) > maxDatagram {
 		return syscall.EMSGSIZE
 	}
+	if a.protect != nil {
+		return a.sendProtected(append(b, payload...), false)
+	}
 	if err := a.relay.WriteTo(append(b, payload...), a.to); err != nil {
+		return a.ended(err)
+	}
+	return nil
+}
+
+// sendProtected sends or queues a datagram with its header, wrapped.
+func (a *association) sendProtected(datagram []byte, queue bool) error {
+	buf := a.s.buffers.Get().(*[]byte)
+	defer a.s.buffers.Put(buf)
+	b, err := a.protect.Seal((*buf)[:0], datagram)
+	switch {
+	case err != nil:
+		return err
+	case len(b) > maxDatagram:
+		return syscall.EMSGSIZE
+	case queue && a.queuer != nil:
+		err = a.queuer.queue(nil, b, a.to)
+	default:
+		err = a.relay.WriteTo(b, a.to)
+	}
+	if err != nil {
 		return a.ended(err)
 	}
 	return nil
@@ -257,6 +287,9 @@ func (a *association) queue(head, payload []byte, t flow.Target) error {
 		return syscall.EMSGSIZE
 	}
 	b = append(b, head...)
+	if a.protect != nil {
+		return a.sendProtected(append(b, payload...), true)
+	}
 	if a.queuer != nil {
 		err = a.queuer.queue(b, payload, a.to)
 	} else {
@@ -324,6 +357,13 @@ func (a *association) parse(datagram []byte, from netip.AddrPort) (payload []byt
 	if !a.isRelay(from) {
 		a.s.stats.strangers.Add(1)
 		return nil, netip.AddrPort{}, false
+	}
+	if a.protect != nil {
+		var err error
+		if datagram, err = a.protect.Open(datagram); err != nil {
+			a.s.stats.malformed.Add(1)
+			return nil, netip.AddrPort{}, false
+		}
 	}
 	h, payload, err := socks.ParseUDP(datagram)
 	switch {

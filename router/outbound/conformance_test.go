@@ -1,6 +1,7 @@
 package outbound_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"tunroute/router/flow"
+	"tunroute/router/gssapi"
+	"tunroute/router/gssapi/gssapitest"
 	"tunroute/router/outbound"
 	"tunroute/router/outbound/outboundtest"
 	"tunroute/router/socks"
@@ -42,7 +45,7 @@ func TestDirect(t *testing.T) {
 
 // link is a server of a chain, as a URL's scheme and user say it.
 type link struct {
-	scheme string // socks4, socks4a, socks5, socks5h, http; with +unix or +tls behind it
+	scheme string // socks4, socks4a, socks5, socks5h, http; with +unix, +tls or the protection of GSSAPI behind it
 	user   string // with a password of the same length, but for SOCKS4
 }
 
@@ -90,6 +93,9 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 			o.Unix = true
 		case "tls":
 			o.TLS, trust = serverTLS(t)
+		case "none", "integrity", "confidentiality":
+			p := map[string]gssapi.Protection{"integrity": gssapi.Integrity, "confidentiality": gssapi.Confidentiality}[over]
+			o.GSSAPI = &p
 		}
 		server := outboundtest.StartServer(t, o)
 		if over == "unix" {
@@ -99,6 +105,9 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 		if trust != nil {
 			c.TLS = &tls.Config{RootCAs: trust}
 		}
+		if o.GSSAPI != nil {
+			c.GSSAPI = toyGSSAPI(*o.GSSAPI)
+		}
 		if o.HTTP {
 			d = newHTTP(t, outbound.HTTPOptions{Name: c.Name, Server: c.Server, Via: d, TLS: c.TLS, User: c.User, Password: c.Password})
 			continue
@@ -106,6 +115,14 @@ func chain(t testing.TB, env outboundtest.Env, links []link) outbound.Dialer {
 		d = newSocks(t, c)
 	}
 	return d
+}
+
+// toyGSSAPI is how an [outboundtest.Server] with GSSAPI is spoken to.
+func toyGSSAPI(p gssapi.Protection) *outbound.GSSAPI {
+	return &outbound.GSSAPI{Protection: p, Initiate: func(context.Context) (gssapi.Context, error) {
+		c, _ := gssapitest.Pair("client", "server")
+		return c, nil
+	}}
 }
 
 // serverTLS returns the config of a TLS server with a certificate of its own, and
@@ -135,7 +152,8 @@ func newUnix(t testing.TB, path string) *outbound.Unix {
 }
 
 func TestSocks(t *testing.T) {
-	const header = 10 // of a SOCKS UDP header with an IPv4 address
+	const header = 10     // of a SOCKS UDP header with an IPv4 address
+	const wrapped = 4 + 9 // the head of a GSSAPI message and what the toy adds
 	socks4 := outboundtest.Options{Refused: syscall.EHOSTUNREACH, NoIPv6: true, NoUDP: true}
 	socks5 := outboundtest.Options{MaxUDP: 65507 - header}
 	noUDP := outboundtest.Options{NoUDP: true}
@@ -163,6 +181,10 @@ func TestSocks(t *testing.T) {
 		{"socks5 over TLS", []link{{"socks5+tls", ""}}, noUDP},
 		{"socks5h over TLS", []link{{"socks5h+tls", "ann"}}, noUDP},
 		{"TLS within TLS behind a server", []link{{"socks5", "ann"}, {"socks5+tls", ""}, {"socks5h+tls", "bob"}}, noUDP},
+		{"socks5h with GSSAPI for a start", []link{{"socks5h+none", ""}}, socks5},
+		{"socks5 with integrity by GSSAPI", []link{{"socks5+integrity", ""}}, outboundtest.Options{MaxUDP: 65507 - header - wrapped}},
+		{"socks5h with confidentiality by GSSAPI", []link{{"socks5h+confidentiality", ""}}, outboundtest.Options{MaxUDP: 65507 - header - wrapped}},
+		{"GSSAPI behind GSSAPI behind a server", []link{{"socks5h", "ann"}, {"socks5+confidentiality", ""}, {"socks5h+integrity", ""}}, outboundtest.Options{MaxUDP: 65507 - 3*header - 2*wrapped}},
 		{"http", []link{{"http", ""}}, http},
 		{"http user", []link{{"http", "ann"}}, http},
 		{"http over TLS", []link{{"http+tls", "ann"}}, http},

@@ -35,7 +35,7 @@ func (s *Socks) Probe(ctx context.Context, negotiate bool) error {
 	}
 	return s.speak(ctx, conn, func() (string, error) {
 		conn.SetDeadline(time.Now().Add(s.negotiate)) // if it fails, so does the write after it
-		_, op, err := s.authenticate(ctx, conn, nil)
+		_, _, op, err := s.authenticate(ctx, conn, nil)
 		if errors.Is(err, socks.ErrNoMethod) {
 			op = opAuthenticate
 		}

@@ -65,6 +65,10 @@ type SocksOptions struct {
 	// different users on circuits of their own.
 	Users *flow.Template
 
+	// GSSAPI, if not nil, has us and a SOCKS5 server authenticate each other by
+	// RFC 1961. There is no User and no Password then.
+	GSSAPI *GSSAPI
+
 	// Pipeline says that a SOCKS5 server takes greeting, user and password, and
 	// request in one segment, as danted, ssh -D, ss-local and tor do: a flow
 	// then waits for one round trip instead of two or three. With microsocks it
@@ -117,6 +121,8 @@ func NewSocks(o SocksOptions) (*Socks, error) {
 		return nil, fmt.Errorf("%s: SOCKS4 has a user but no password", o.Name)
 	case o.Version == socks.Version4 && o.Pipeline:
 		return nil, fmt.Errorf("%s: SOCKS4 has one message, and nothing to pipeline", o.Name)
+	case o.GSSAPI != nil && (o.Version == socks.Version4 || o.Pipeline || o.User != "" || o.Users != nil || o.Password != ""):
+		return nil, fmt.Errorf("%s: GSSAPI is for SOCKS5, with no user and password, and nothing is pipelined", o.Name)
 	}
 	if o.Users != nil {
 		o.User = userOf(context.Background(), o.Users, "") // one for the checks
@@ -144,7 +150,7 @@ func NewSocks(o SocksOptions) (*Socks, error) {
 type SocksStats struct {
 	Fragments uint64 // FRAG was not 0
 	Strangers uint64 // not from the address that the server gave for its relay
-	Malformed uint64 // without a SOCKS header
+	Malformed uint64 // without a SOCKS header, or not protected as they should be
 }
 
 // Stats returns the counters since NewSocks.
@@ -238,7 +244,8 @@ func (s *Socks) ask(ctx context.Context, a socks.Addr) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.exchange(ctx, conn, request); err != nil {
+	conn, _, err = s.exchange(ctx, conn, request)
+	if err != nil {
 		return nil, err
 	}
 	if s.opts.EarlyReply {
@@ -267,25 +274,25 @@ func (s *Socks) encode(ctx context.Context, cmd socks.Command, a socks.Addr) ([]
 }
 
 // exchange negotiates with the server over a new connection, sends it a request
-// and returns the address in its reply. It closes the connection if ctx ends
-// before, or if anything else goes wrong; otherwise the connection is just behind
-// the reply.
-func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (bound socks.Addr, err error) {
+// and returns the address in its reply, and the connection as it is to be used from then
+// on. It closes the connection if ctx ends before, or if anything else goes wrong;
+// otherwise the connection is just behind the reply.
+func (s *Socks) exchange(ctx context.Context, conn Conn, request []byte) (secured Conn, bound socks.Addr, err error) {
 	err = s.speak(ctx, conn, func() (op string, err error) {
-		bound, op, err = s.handshake(ctx, conn, request)
+		secured, bound, op, err = s.handshake(ctx, conn, request)
 		return op, err
 	})
-	return bound, err
+	return secured, bound, err
 }
 
 // handshake speaks SOCKS with the server, up to the last byte of its reply. The
 // op is the step that an error belongs to.
-func (s *Socks) handshake(ctx context.Context, conn Conn, request []byte) (bound socks.Addr, op string, err error) {
+func (s *Socks) handshake(ctx context.Context, conn Conn, request []byte) (_ Conn, bound socks.Addr, op string, err error) {
 	limit := s.negotiate
 	conn.SetDeadline(time.Now().Add(limit)) // if it fails, so does the write after it
 	if s.opts.Version == socks.Version5 {
 		var sent bool
-		if sent, op, err = s.authenticate(ctx, conn, request); sent {
+		if conn, sent, op, err = s.authenticate(ctx, conn, request); sent {
 			request = nil
 		}
 	}
@@ -300,19 +307,24 @@ func (s *Socks) handshake(ctx context.Context, conn Conn, request []byte) (bound
 	case errors.Is(err, socks.ErrProtocol):
 		op = opNegotiate // it says nothing about what was asked for
 	}
-	return bound, op, noAnswer(err, limit)
+	return conn, bound, op, noAnswer(err, limit)
 }
 
-// authenticate is RFC 1928 §3 and RFC 1929. sent says that the request has been sent
-// as well. One method is offered, so that what comes behind the greeting is known
-// before the server has chosen.
-func (s *Socks) authenticate(ctx context.Context, conn Conn, request []byte) (sent bool, op string, err error) {
+// authenticate is RFC 1928 §3 with RFC 1929 or RFC 1961. It returns the connection as it
+// is protected from then on; sent says that the request has been sent as well. One method
+// is offered, so that what comes behind the greeting is known before the server has
+// chosen.
+func (s *Socks) authenticate(ctx context.Context, conn Conn, request []byte) (_ Conn, sent bool, op string, err error) {
+	if s.opts.GSSAPI != nil {
+		secured, op, err := s.opts.GSSAPI.authenticate(ctx, conn, s.negotiate)
+		return secured, false, op, err
+	}
 	offer := socks.MethodNone
 	var login []byte
 	if s.opts.User != "" || s.opts.Password != "" {
 		offer = socks.MethodUserPass
 		if login, err = socks.AppendUserPass(nil, userOf(ctx, s.opts.Users, s.opts.User), s.opts.Password); err != nil {
-			return false, opAuthenticate, err
+			return conn, false, opAuthenticate, err
 		}
 	}
 	first := socks.AppendMethods(nil, offer)
@@ -320,11 +332,11 @@ func (s *Socks) authenticate(ctx context.Context, conn Conn, request []byte) (se
 		first = append(append(first, login...), request...)
 	}
 	if _, err := conn.Write(first); err != nil {
-		return s.opts.Pipeline, opNegotiate, err
+		return conn, s.opts.Pipeline, opNegotiate, err
 	}
 	method, err := socks.ReadMethod(conn, offer)
 	if err != nil || method == socks.MethodNone {
-		return s.opts.Pipeline, opNegotiate, err
+		return conn, s.opts.Pipeline, opNegotiate, err
 	}
 	if !s.opts.Pipeline {
 		_, err = conn.Write(login)
@@ -332,7 +344,7 @@ func (s *Socks) authenticate(ctx context.Context, conn Conn, request []byte) (se
 	if err == nil {
 		err = socks.ReadAuthStatus(conn)
 	}
-	return s.opts.Pipeline, opAuthenticate, err
+	return conn, s.opts.Pipeline, opAuthenticate, err
 }
 
 // requestOver sends a request, unless it is nil and on its way already, and reads the

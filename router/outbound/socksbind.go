@@ -36,7 +36,7 @@ func (s *Socks) Bind(ctx context.Context, from flow.Target) (Bound, error) {
 		return nil, err
 	}
 	server := s.serverSeen(conn)
-	bound, err := s.exchange(ctx, conn, request)
+	conn, bound, err := s.exchange(ctx, conn, request)
 	if err != nil {
 		var hop *HopError
 		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || isEOF(err)) {

@@ -96,6 +96,33 @@ type Upstream struct {
 	// does not count), or `{env: VARIABLE}`. A server that has a password
 	// here is not spoken to without it.
 	Password Secret `yaml:"password,omitempty"`
+	// `gssapi` has a SOCKS5 server and us authenticate each other by Kerberos
+	// (RFC 1961), in place of user and password. The tickets are those that kinit
+	// has got, or come by `keytab`; `/etc/krb5.conf`, or the file that KRB5_CONFIG
+	// says, names the KDC, which is asked directly.
+	Auth Auth `yaml:"auth,omitempty"`
+	// The Kerberos service of the server: `SERVICE` of the host in `url`, where it
+	// is `rcmd` if nothing is said, or `SERVICE/HOST`, or `SERVICE/HOST@REALM`. A
+	// server whose `url` has an address needs the HOST. Only with `auth: gssapi`.
+	Service string `yaml:"service,omitempty"`
+	// How all that goes to the server and back is protected, datagrams among it:
+	// `confidentiality` (encrypted), which is the default, `integrity` (for everybody
+	// to read, but not to change) or `none` (only the beginning is authenticated). A
+	// server that does less is not used. Only with `auth: gssapi`.
+	Protection Protection `yaml:"protection,omitempty"`
+	// `necgssapi` for a server that takes the protection unprotected, as NEC's
+	// does. Only with `auth: gssapi`.
+	Compatibility Compatibility `yaml:"compatibility,omitempty"`
+	// The keytab with the key that tickets are got by; a path without a leading
+	// slash starts at the directory of the config. Where there is none, they are
+	// those in `ccache`. Only with `auth: gssapi`.
+	Keytab string `yaml:"keytab,omitempty"`
+	// Whose key of the keytab it is: `NAME` or `NAME@REALM`; the first one's where
+	// nothing is said. Only with `keytab`.
+	Principal string `yaml:"principal,omitempty"`
+	// The file with the tickets, where it is not what KRB5CCNAME says, or
+	// `/tmp/krb5cc_UID` where that says nothing. Only with `auth: gssapi`.
+	CCache string `yaml:"ccache,omitempty"`
 	// The file with the certificates, in PEM, that the server's must be one of
 	// or be signed by, instead of those that this machine trusts; a path
 	// without a leading slash starts at the directory of the config. For a

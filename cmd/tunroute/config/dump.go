@@ -48,17 +48,24 @@ func (us Upstreams) MarshalYAML() (any, error) {
 // MarshalYAML writes what differs from the zero Upstream.
 func (u *Upstream) MarshalYAML() (any, error) {
 	out := struct {
-		URL        string `yaml:"url,omitempty"`
-		Via        string `yaml:"via,omitempty"`
-		User       string `yaml:"user,omitempty"`
-		Password   string `yaml:"password,omitempty"`
-		CA         string `yaml:"ca,omitempty"`
-		ServerName string `yaml:"server-name,omitempty"`
-		Pipeline   bool   `yaml:"pipeline,omitempty"`
-		EarlyReply bool   `yaml:"early-reply,omitempty"`
-		Bind       string `yaml:"bind,omitempty"`
-		Interface  string `yaml:"interface,omitempty"`
-		Mark       string `yaml:"mark,omitempty"`
+		URL           string `yaml:"url,omitempty"`
+		Via           string `yaml:"via,omitempty"`
+		User          string `yaml:"user,omitempty"`
+		Password      string `yaml:"password,omitempty"`
+		Auth          string `yaml:"auth,omitempty"`
+		Service       string `yaml:"service,omitempty"`
+		Protection    string `yaml:"protection,omitempty"`
+		Compatibility string `yaml:"compatibility,omitempty"`
+		Keytab        string `yaml:"keytab,omitempty"`
+		Principal     string `yaml:"principal,omitempty"`
+		CCache        string `yaml:"ccache,omitempty"`
+		CA            string `yaml:"ca,omitempty"`
+		ServerName    string `yaml:"server-name,omitempty"`
+		Pipeline      bool   `yaml:"pipeline,omitempty"`
+		EarlyReply    bool   `yaml:"early-reply,omitempty"`
+		Bind          string `yaml:"bind,omitempty"`
+		Interface     string `yaml:"interface,omitempty"`
+		Mark          string `yaml:"mark,omitempty"`
 
 		Group      []string       `yaml:"group,omitempty,flow"`
 		Policy     string         `yaml:"policy,omitempty"`
@@ -72,12 +79,17 @@ func (u *Upstream) MarshalYAML() (any, error) {
 		Deadline   time.Duration  `yaml:"deadline,omitempty"`
 	}{
 		URL: u.URL, Via: u.Via, User: u.User, Password: u.Password.String(), Interface: u.Interface,
+		Service: u.Service, Protection: u.Protection.String(), Compatibility: u.Compatibility.String(),
+		Keytab: u.Keytab, Principal: u.Principal, CCache: u.CCache,
 		CA: u.CA, ServerName: u.ServerName, Pipeline: u.Pipeline, EarlyReply: u.EarlyReply,
 		Group: u.Group, Weights: u.Weights, MaxFail: u.MaxFail, BadExpire: u.BadExpire,
 		ProbeEvery: u.ProbeEvery, Hedge: u.Hedge, Deadline: u.Deadline,
 	}
 	if u.IsGroup() {
 		out.Policy = u.Policy.String()
+	}
+	if u.Auth != AuthNone {
+		out.Auth = u.Auth.String()
 	}
 	if u.By != BySource {
 		out.By = u.By.String()

@@ -26,7 +26,7 @@ func (u *Upstream) IsGroup() bool { return len(u.Group) > 0 }
 var groupKeys = []string{"policy", "by", "weights", "maxfail", "badexpire", "probe", "probe-every", "hedge", "deadline"}
 
 // serverKeys are the keys that groups do not have.
-var serverKeys = []string{"url", "via", "user", "password", "bind", "interface", "mark"}
+var serverKeys = []string{"url", "via", "user", "password", "auth", "service", "protection", "compatibility", "keytab", "principal", "ccache", "bind", "interface", "mark"}
 
 // noGroup finds keys of groups in what is none.
 func (u *Upstream) noGroup(d *decoder, n *yaml.Node, name string) {

@@ -70,6 +70,37 @@ const (
 
 var transports = enum{"", "tls", "unix"}
 
+// Protection is how what goes to a server by GSSAPI is protected.
+type Protection uint8
+
+// The protections. The zero Protection is none that was chosen.
+const (
+	Bare Protection = iota + 1
+	Integrity
+	Confidentiality
+)
+
+var protections = enum{"", "none", "integrity", "confidentiality"}
+
+// String returns the protection as the config has it.
+func (p Protection) String() string { return protections.text(int(p)) }
+
+// MarshalText returns what String does.
+func (p Protection) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// Compatibility is what another implementation does in its own way, as Dante names it.
+type Compatibility uint8
+
+// The ways of others. The zero Compatibility is by the RFC.
+const (
+	NECGSSAPI Compatibility = iota + 1
+)
+
+var compatibilities = enum{"", "necgssapi"}
+
+// String returns the way as the config has it.
+func (c Compatibility) String() string { return compatibilities.text(int(c)) }
+
 // Mode is where a name is resolved.
 type Mode uint8
 
@@ -119,16 +150,17 @@ func (a ListenAt) String() string {
 // MarshalText returns what String does.
 func (a ListenAt) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
-// Auth is how a client says who it is.
+// Auth is how a client says who it is: one of ours, or we to an upstream.
 type Auth uint8
 
 // The ways.
 const (
 	AuthNone Auth = iota
 	AuthPassword
+	AuthGSSAPI // RFC 1961, with Kerberos
 )
 
-var auths = enum{"none", "password"}
+var auths = enum{"none", "password", "gssapi"}
 
 // String returns the way as the config has it.
 func (a Auth) String() string { return auths.text(int(a)) }

@@ -110,6 +110,7 @@ func (u *Upstream) decodeNode(d *decoder, n *yaml.Node) {
 		return
 	}
 	u.set(p)
+	u.completeGSSAPI(filepath.Dir(d.file))
 	if u.CA != "" && u.Transport == TLS {
 		var err error
 		if u.Roots, err = readRoots(d.file, u.CA); err != nil {
@@ -228,6 +229,7 @@ func (u *Upstream) check() []problem {
 			list = append(list, problem{"password", "has a password but no user", "add user: NAME", "user"})
 		}
 	}
+	list = append(list, u.checkGSSAPI()...)
 	if _, err := flow.ParseTemplate(u.User); err != nil {
 		add("user", "has a user that "+err.Error(), "the variables are "+flow.Variables()+", and {{ is a brace")
 	}

@@ -13,6 +13,7 @@ import (
 	"tunroute/dnsfake"
 	"tunroute/router"
 	"tunroute/router/flow"
+	"tunroute/router/gssapi/krb5"
 	"tunroute/router/ident"
 	"tunroute/router/inbound/users"
 	"tunroute/router/outbound"
@@ -34,6 +35,8 @@ type builder struct {
 	keeps     bool     // lookups are those of a config before
 
 	ident *ident.Server // is told of connections to servers; nil where nobody can ask
+
+	kerberos map[[3]string]*krb5.Client // by where their tickets come from
 
 	made   map[string]outbound.Dialer
 	groups map[string]*group.Group // of made, those that have to run
@@ -182,6 +185,10 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 			Request:   b.cfg.Timeouts.Request,
 		})
 	}
+	gss, err := b.gssapi(u)
+	if err != nil {
+		return nil, err
+	}
 	version := byte(socks.Version5)
 	if u.Scheme == config.Socks4 || u.Scheme == config.Socks4a {
 		version = socks.Version4
@@ -196,6 +203,7 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 		User:        user,
 		Users:       users,
 		Password:    u.Password.Reveal(),
+		GSSAPI:      gss,
 		Pipeline:    u.Pipeline,
 		EarlyReply:  u.EarlyReply,
 		Resolver:    b.resolver,

@@ -64,11 +64,17 @@ background() {
 	echo "$! $(born $!)" >>"$dir/pids"
 }
 
+# runs PID WHEN succeeds if the process still runs. One that had ended before it was
+# asked when it began has no WHEN.
+runs() {
+	[ -n "$2" ] && [ "$(born "$1")" = "$2" ]
+}
+
 # alive succeeds if every process that was started runs.
 alive() {
 	[ -s "$dir/pids" ] || return 1
 	while read -r pid when; do
-		[ "$(born "$pid")" = "$when" ] || return 1
+		runs "$pid" "$when" || return 1
 	done <"$dir/pids"
 }
 
@@ -103,7 +109,7 @@ finish() {
 	sed '1!G;h;$!d' "$dir/pids" >"$dir/ending"
 	while read -r pid when; do
 		tries=100
-		while [ "$(born "$pid")" = "$when" ]; do
+		while runs "$pid" "$when"; do
 			if [ $tries -gt 0 ]; then
 				kill "$pid" 2>/dev/null || true
 			else

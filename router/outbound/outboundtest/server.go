@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/gssapi"
+	"tunroute/router/gssapi/gssapitest"
 	"tunroute/router/outbound"
 	"tunroute/router/socks"
 )
@@ -33,6 +35,9 @@ type ServerOptions struct {
 	// User and Password, if either is not empty, are wanted from everybody:
 	// by RFC 1929, or User as the user ID of SOCKS4.
 	User, Password string
+	// GSSAPI, if not nil, has clients authenticate by RFC 1961, with a
+	// gssapitest.Toy, and is what the server answers to any protection.
+	GSSAPI *gssapi.Protection
 	// Resolver resolves names. If it is nil, there are none: host
 	// unreachable.
 	Resolver outbound.Resolver
@@ -144,6 +149,13 @@ func (s *Server) serve(conn halves) {
 		if !s.authenticate(conn, r) {
 			return
 		}
+		var protect *gssapi.Datagrams
+		if s.opts.GSSAPI != nil {
+			if conn, protect, err = s.acceptGSSAPI(conn, r); err != nil {
+				return
+			}
+			r = bufio.NewReader(conn)
+		}
 		req, err := socks.ReadRequest(r)
 		var code socks.ReplyError
 		if errors.As(err, &code) {
@@ -159,7 +171,7 @@ func (s *Server) serve(conn halves) {
 		case req.Command == socks.Bind && !s.opts.NoBind:
 			s.bind(conn, r, req, reply)
 		case req.Command == socks.UDPAssociate && !s.opts.NoUDP:
-			s.associate(conn)
+			s.associate(conn, protect)
 		default:
 			conn.Write(reply(socks.ReplyCommand, socks.Addr{}))
 		}
@@ -193,6 +205,9 @@ func (s *Server) record(req socks.Request) {
 // authenticate takes exactly one method, the one that it wants.
 func (s *Server) authenticate(conn net.Conn, r io.Reader) bool {
 	want := socks.MethodNone
+	if s.opts.GSSAPI != nil {
+		want = socks.MethodGSSAPI
+	}
 	if s.opts.User != "" || s.opts.Password != "" {
 		want = socks.MethodUserPass
 	}
@@ -205,7 +220,7 @@ func (s *Server) authenticate(conn net.Conn, r io.Reader) bool {
 		return false
 	}
 	conn.Write(socks.AppendMethod(nil, want))
-	if want == socks.MethodNone {
+	if want != socks.MethodUserPass {
 		return true
 	}
 	user, password, err := socks.ReadUserPass(r)
@@ -216,6 +231,29 @@ func (s *Server) authenticate(conn net.Conn, r io.Reader) bool {
 	conn.Write(socks.AppendAuthStatus(nil, ok))
 	return ok
 }
+
+// acceptGSSAPI returns the connection as it is protected from then on, and what protects
+// datagrams; nil for nothing.
+func (s *Server) acceptGSSAPI(conn halves, r *bufio.Reader) (halves, *gssapi.Datagrams, error) {
+	_, c := gssapitest.Pair("client", "server")
+	p, err := gssapi.Accept(struct {
+		io.Reader
+		io.Writer
+	}{r, conn}, c, gssapi.Set(*s.opts.GSSAPI), false)
+	if err != nil || p == gssapi.None {
+		return conn, nil, err
+	}
+	secured := gssapi.NewConn(buffered{conn, r}, c, p)
+	return secured, secured.Datagrams(), nil
+}
+
+// buffered is a connection of which something has been read already.
+type buffered struct {
+	halves
+	r *bufio.Reader
+}
+
+func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
 
 // lookup returns the addresses of what a client asked for.
 func (s *Server) lookup(ctx context.Context, a socks.Addr) ([]netip.AddrPort, error) {
@@ -351,7 +389,7 @@ func (s *Server) bind(client halves, r *bufio.Reader, req socks.Request, reply r
 }
 
 // associate serves UDP ASSOCIATE until the client ends the connection.
-func (s *Server) associate(control net.Conn) {
+func (s *Server) associate(control net.Conn, protect *gssapi.Datagrams) {
 	listen := func(ip netip.Addr) *net.UDPConn {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 		if err != nil {
@@ -377,15 +415,15 @@ func (s *Server) associate(control net.Conn) {
 
 	client := make(chan netip.AddrPort, 1) // who sent the first datagram
 	var relays sync.WaitGroup
-	relays.Go(func() { s.relayOut(inner, outer, client) })
-	relays.Go(func() { s.relayBack(outer, inner, client) })
+	relays.Go(func() { s.relayOut(inner, outer, client, protect) })
+	relays.Go(func() { s.relayBack(outer, inner, client, protect) })
 	io.Copy(io.Discard, control)
 	inner.Close()
 	outer.Close()
 	relays.Wait()
 }
 
-func (s *Server) relayOut(inner, outer *net.UDPConn, client chan<- netip.AddrPort) {
+func (s *Server) relayOut(inner, outer *net.UDPConn, client chan<- netip.AddrPort, protect *gssapi.Datagrams) {
 	defer close(client)
 	buf := make([]byte, 1<<16)
 	var pinned netip.AddrPort
@@ -398,7 +436,13 @@ func (s *Server) relayOut(inner, outer *net.UDPConn, client chan<- netip.AddrPor
 			pinned = from
 			client <- from
 		}
-		h, payload, err := socks.ParseUDP(buf[:n])
+		datagram := buf[:n]
+		if protect != nil {
+			if datagram, err = protect.Open(datagram); err != nil {
+				continue
+			}
+		}
+		h, payload, err := socks.ParseUDP(datagram)
 		if from != pinned || err != nil || h.Frag != 0 {
 			continue
 		}
@@ -409,7 +453,7 @@ func (s *Server) relayOut(inner, outer *net.UDPConn, client chan<- netip.AddrPor
 	}
 }
 
-func (s *Server) relayBack(outer, inner *net.UDPConn, client <-chan netip.AddrPort) {
+func (s *Server) relayBack(outer, inner *net.UDPConn, client <-chan netip.AddrPort, protect *gssapi.Datagrams) {
 	buf := make([]byte, 1<<16)
 	to, ok := <-client
 	for ok {
@@ -418,8 +462,12 @@ func (s *Server) relayBack(outer, inner *net.UDPConn, client <-chan netip.AddrPo
 			return
 		}
 		b, err := socks.AppendUDPHeader(nil, socks.Addr{IP: from.Addr(), Port: from.Port()})
+		b = append(b, buf[:n]...)
+		if err == nil && protect != nil {
+			b, err = protect.Seal(nil, b)
+		}
 		if err == nil {
-			inner.WriteToUDPAddrPort(append(b, buf[:n]...), to)
+			inner.WriteToUDPAddrPort(b, to)
 		}
 	}
 }

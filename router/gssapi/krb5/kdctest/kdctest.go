@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +22,8 @@ type Options struct {
 
 	// Listen is where it listens; the zero AddrPort is a free port of 127.0.0.1.
 	Listen netip.AddrPort
-	// Within stands before its command, to run it elsewhere.
+	// Within stands before its command, and those of its administration, to run them
+	// elsewhere.
 	Within []string
 	// Clock is how far ahead of the true one its clock is. It needs faketime.
 	Clock time.Duration
@@ -140,12 +142,11 @@ func (k *KDC) Env() []string {
 func (k *KDC) Path(name string) string { return filepath.Join(k.dir, name) }
 
 // command returns a command with the environment of the realm, and with another clock.
-func (k *KDC) command(ctx context.Context, t testing.TB, clock time.Duration, within []string, program string, args ...string) *exec.Cmd {
+func (k *KDC) command(ctx context.Context, t testing.TB, program string, args ...string) *exec.Cmd {
 	t.Helper()
-	var line []string
-	line = append(line, within...)
-	if clock != 0 {
-		line = append(line, Need(t, "faketime", "faketime"), "-f", fmt.Sprintf("%+ds", int(clock.Seconds())))
+	line := slices.Clone(k.o.Within)
+	if k.o.Clock != 0 {
+		line = append(line, Need(t, "faketime", "faketime"), "-f", fmt.Sprintf("%+ds", int(k.o.Clock.Seconds())))
 	}
 	line = append(line, Need(t, program, "krb5-user"))
 	line = append(line, args...)
@@ -160,7 +161,7 @@ func (k *KDC) run(t testing.TB, stdin, program string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	cmd := k.command(ctx, t, k.o.Clock, nil, program, args...)
+	cmd := k.command(ctx, t, program, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -172,7 +173,7 @@ func (k *KDC) run(t testing.TB, stdin, program string, args ...string) string {
 // serve runs the KDC until the end of the test.
 func (k *KDC) serve(t testing.TB) {
 	t.Helper()
-	cmd := k.command(context.Background(), t, k.o.Clock, k.o.Within, "krb5kdc", "-n", "-r", k.Realm, "-P", k.Path("pid"))
+	cmd := k.command(context.Background(), t, "krb5kdc", "-n", "-r", k.Realm, "-P", k.Path("pid"))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
