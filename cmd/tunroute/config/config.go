@@ -303,8 +303,10 @@ type Listener struct {
 	// may share a name.
 	Name string `yaml:"name,omitempty"`
 	// How a client may say who it is, the best first: `none` (not at all), which
-	// is the default, or `password`, which is the default where there are `users`
-	// or `authenticate`. Of SOCKS4 clients only `none` can be true.
+	// is the default, `password`, which is the default where there are `users`
+	// or `authenticate`, or `gssapi` (RFC 1961, with Kerberos), whose user is the
+	// principal, as in `alice@EXAMPLE.ORG`. Of SOCKS4 clients only `none` can be true,
+	// of HTTP clients not `gssapi`.
 	Auth []Auth `yaml:"auth,omitempty"`
 	// The file of users and their passwords, which `tunroute passwd` writes; a path
 	// without a leading slash starts at the directory of the config. When it
@@ -314,6 +316,23 @@ type Listener struct {
 	// its arguments. User and password are the two lines of its standard input; it
 	// exits with 0 for yes and with 1 for no, within 10 s.
 	Authenticate Authenticate `yaml:"authenticate,omitempty"`
+	// The keytab with the keys of our Kerberos service, where it is not what
+	// KRB5_KTNAME says, or `/etc/krb5.keytab` where that says nothing; a path without
+	// a leading slash starts at the directory of the config. When it changes it is
+	// read again. Only with `gssapi`.
+	Keytab string `yaml:"keytab,omitempty"`
+	// The Kerberos service whose tickets are taken: `SERVICE` for any host that the
+	// keytab has a key of, which is `rcmd` if nothing is said, or `SERVICE/HOST`. Only
+	// with `gssapi`.
+	Service string `yaml:"service,omitempty"`
+	// How what clients send and get may be protected: `none`, `integrity`,
+	// `confidentiality`, or a list of them; the last two where nothing is said. A
+	// client that wants another is answered the strongest of these. curl has `none`
+	// only. Only with `gssapi`.
+	Protection []Protection `yaml:"protection,omitempty"`
+	// `necgssapi` for clients that send the protection unprotected, as NEC's do;
+	// others are served as well. Only with `gssapi`.
+	Compatibility Compatibility `yaml:"compatibility,omitempty"`
 
 	at place
 }

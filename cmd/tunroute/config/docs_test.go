@@ -167,6 +167,7 @@ var valueWords = map[string]string{
 	"[]Listener":       "address or mapping, or a list",
 	"ListenAt":         "address with or without port, or `unix:PATH`",
 	"[]Auth":           "word, or a list",
+	"[]Protection":     "word, or a list",
 	"[]Command":        "word, or a list",
 	"Authenticate":     "`{command: [PROGRAM, ARGUMENT...]}`",
 	"Mode":             "mode",

@@ -3,7 +3,10 @@ package config
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"go.yaml.in/yaml/v4"
 )
 
 // completeGSSAPI fills in what has a default with auth: gssapi, and makes paths absolute.
@@ -76,4 +79,24 @@ func (u *Upstream) checkGSSAPI() []problem {
 		list = append(list, problem{"principal", "has a principal but no keytab", "add keytab: PATH; of a ccache it is the one that kinit was run for", "keytab"})
 	}
 	return list
+}
+
+// checkGSSAPI fills in what has a default where auth has gssapi, and finds what is of no
+// use where it has not.
+func (l *Listener) checkGSSAPI(d *decoder, n *yaml.Node) {
+	if slices.Contains(l.Auth, AuthGSSAPI) {
+		if l.Service == "" {
+			l.Service = "rcmd"
+		}
+		if len(l.Protection) == 0 {
+			l.Protection = []Protection{Integrity, Confidentiality}
+		}
+		l.Keytab = filePath(l.Keytab, filepath.Dir(d.file))
+		return
+	}
+	for _, key := range []string{"keytab", "service", "protection", "compatibility"} {
+		if v := valueAt(n, key); v != n {
+			d.errorf(v, "add gssapi to auth, or leave it out", "a listener has %s, which is for GSSAPI only", key)
+		}
+	}
 }

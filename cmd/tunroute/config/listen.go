@@ -59,6 +59,7 @@ func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
 	if l.Users != "" && len(l.Authenticate.Command) > 0 {
 		d.errorf(valueAt(n, "users"), "leave one of them out", "a listener has users from a file or from authenticate, not both")
 	}
+	l.checkGSSAPI(d, n)
 	if l.Users != "" && !filepath.IsAbs(l.Users) {
 		l.Users = filepath.Join(filepath.Dir(d.file), l.Users)
 	}

@@ -101,6 +101,9 @@ var compatibilities = enum{"", "necgssapi"}
 // String returns the way as the config has it.
 func (c Compatibility) String() string { return compatibilities.text(int(c)) }
 
+// MarshalText returns what String does.
+func (c Compatibility) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
 // Mode is where a name is resolved.
 type Mode uint8
 

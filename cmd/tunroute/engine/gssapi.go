@@ -8,6 +8,7 @@ import (
 	"tunroute/router/flow"
 	"tunroute/router/gssapi"
 	"tunroute/router/gssapi/krb5"
+	"tunroute/router/inbound"
 	"tunroute/router/outbound"
 )
 
@@ -48,6 +49,19 @@ func (b *builder) gssapi(u *config.Upstream) (*outbound.GSSAPI, error) {
 		Protection: protection(u.Protection),
 		NEC:        u.Compatibility == config.NECGSSAPI,
 	}, nil
+}
+
+// gssapiMethod returns how clients authenticate at a listener by GSSAPI.
+func gssapiMethod(l config.Listener) (inbound.Method, error) {
+	server, err := krb5.NewServer(krb5.ServerOptions{Keytab: l.Keytab, Service: l.Service})
+	if err != nil {
+		return nil, err
+	}
+	m := inbound.GSSAPI{Accept: server.Accept, NEC: l.Compatibility == config.NECGSSAPI}
+	for _, p := range l.Protection {
+		m.Allow |= gssapi.Set(protection(p))
+	}
+	return m, nil
 }
 
 // protection returns a protection of the config as package gssapi has it.

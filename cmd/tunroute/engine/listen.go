@@ -56,6 +56,12 @@ func (e *Engine) methods(l config.Listener) (list []inbound.Method, err error) {
 				return nil, err
 			}
 			list = append(list, inbound.Password{Checker: known})
+		case config.AuthGSSAPI:
+			m, err := gssapiMethod(l)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, m)
 		}
 	}
 	return list, nil
