@@ -36,12 +36,14 @@
 //     resolver past us), use-application-dns.net does not exist (the canary by
 //     which browsers leave their own encrypted DNS off). Reverse names of the
 //     fake ranges are answered from the leases.
-//  3. By mode of the name ([Options.Mode]). Local: sent to the resolver. Remote:
-//     A and AAAA are leases, HTTPS and SVCB are empty (their address hints and
-//     keys would lead past the fake address), ANY is RFC 8482's HINFO, other
-//     types are sent to the resolver. LocalThenRemote: A and AAAA are the
-//     resolver's if it knows an address of either family, else leases; so the
-//     two families of a name never go different ways. Other types as Remote.
+//  3. By the [Policy] of the name. Denied: there is no such name. Local: sent to
+//     the name's resolver, but that IPv6 addresses which lead nowhere are none.
+//     Remote: A and AAAA are leases, HTTPS and SVCB what the name's resolver says
+//     without what leads past the fake address, or empty (services.go), ANY is RFC
+//     8482's HINFO; other types are sent to the resolver, and are refused where there
+//     is none. LocalThenRemote: A and AAAA are the resolver's if it knows an address
+//     of either family, else leases; so the two families of a name never go
+//     different ways. Other types as Remote.
 //
 // A name that no SOCKS request can carry honestly is never leased but answered
 // empty: one with a dot, space or control character inside a label, and one
@@ -51,10 +53,14 @@
 // Answers are small (our own fit in 512 octets), keep the letter case of the
 // question (0x20), and live for one second. Answers of the resolver are passed
 // on as they came but for the message id, the case of the question and the OPT
-// record; one that contains an address of our own ranges is not passed on.
+// record, and for names that are not Local without addresses beside what was asked
+// for; one that contains an address of our own ranges is not passed on. What is not
+// answered for a reason of ours says so (RFC 8914).
 //
 // Our own half-dozen record types are written and read by hand (wire.go), for
-// this is the hot path of every new connection: see BenchmarkAnswerLeased.
+// this is the hot path of every new connection: the address of a name that has a lease
+// costs no allocation ([Server.AnswerInto]), and on Linux a socket's questions and
+// answers pass by many at a time (batch_linux.go).
 // Package dns does the rest, and checks every answer in the tests.
 //
 // # Limits and timeouts
@@ -63,5 +69,6 @@
 // once: [Options.MaxForwards], beyond it SERVFAIL. TCP: 32 unanswered questions
 // per connection, 30 s of silence, 10 s for a client to take an answer, 256
 // connections per listener of [Server.Serve]. UDP answers: what the client's EDNS offers, at
-// most 1232 octets, 512 without EDNS; longer ones are cut and marked TC.
+// most 1232 octets, 512 without EDNS; longer ones are cut and marked TC. UDP questions: 4096 octets on
+// Linux, what is longer is cut.
 package dnsfake

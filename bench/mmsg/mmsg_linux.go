@@ -185,9 +185,12 @@ func passing(err error) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
+// Message returns message i as it came.
+func (r *Reader) Message(i int) []byte { return r.buffers[i*r.size:][:r.headers[i].n] }
+
 // Datagrams returns the datagrams of message i.
 func (r *Reader) Datagrams(i int) iter.Seq[[]byte] {
-	p := r.buffers[i*r.size:][:r.headers[i].n]
+	p := r.Message(i)
 	each := max(len(p), 1)
 	if h := &r.headers[i].hdr; h.Control != nil && h.Controllen >= unix.SizeofCmsghdr+4 {
 		c := &r.controls[i]

@@ -85,7 +85,7 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 	if f.Target.Name != "" {
 		switch mode := cfg.NameMode(f.Target.Name); mode {
 		case config.Remote:
-			fmt.Fprintf(&b, "  name: remote: the program gets a fake address, the name goes on\n")
+			b.WriteString(remote(cfg, table, f.Target.Name))
 		case config.Local:
 			fmt.Fprintf(&b, "  name: local: resolved here, so that the rules see an address instead:\n"+
 				"        ask again with that address; what follows is for whoever sends the name itself\n")
@@ -109,6 +109,27 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 		fmt.Fprintf(&b, "  helper: ftp: a server that the client asks to connect to it can\n")
 	}
 	return b.String(), nil
+}
+
+// remote says what a program gets for a name with the mode remote.
+func remote(cfg *config.Config, table *rule.Table, name string) string {
+	rejected, direct := true, true
+	for v := range table.OfName(name) {
+		rejected = rejected && v.Via == config.ViaReject
+		direct = direct && v.Via == config.ViaDirect
+	}
+	switch {
+	case cfg.DNS.RejectsName(name):
+		return "  name: dns.reject-encrypted: the program is told that there is none;\n" +
+			"        what follows is for whoever sends the name itself\n"
+	case rejected && cfg.DNS.Rejected == config.NXDomain:
+		return "  name: dns.rejected: the program is told that there is none;\n" +
+			"        what follows is for whoever sends the name itself\n"
+	case direct && cfg.DNS.Direct == config.Real:
+		return "  name: dns.direct: resolved here, so that the rules see an address instead:\n" +
+			"        ask again with that address; what follows is for whoever sends the name itself\n"
+	}
+	return "  name: remote: the program gets a fake address, the name goes on\n"
 }
 
 // describe says what the outbound of a name does with f.
