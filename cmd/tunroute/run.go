@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,7 +78,12 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	defer signal.Stop(hup)
 
 	if d.cfg.TUN.Off {
-		e, err := engine.New(d.cfg, engine.Options{Logger: d.log.Logger, Ready: func() { d.ready() }})
+		e, err := engine.New(d.cfg, engine.Options{
+			Logger:      d.log.Logger,
+			Leases:      leaseFile(d.cfg),
+			LeasesGiven: d.cfg.DNS.State != "",
+			Ready:       func() { d.ready() },
+		})
 		if err != nil {
 			return err
 		}
@@ -106,10 +112,12 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	defer dev.Close()
 
 	e, err := engine.New(d.cfg, engine.Options{
-		Device: dev,
-		Logger: d.log.Logger,
-		Mark:   d.cfg.TUN.Mark.Value,
-		Ready:  func() { d.ready("device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4) },
+		Device:      dev,
+		Logger:      d.log.Logger,
+		Mark:        d.cfg.TUN.Mark.Value,
+		Leases:      leaseFile(d.cfg),
+		LeasesGiven: d.cfg.DNS.State != "",
+		Ready:       func() { d.ready("device", dev.Name(), "mtu", dev.MTU(), "resolver", addrs.Resolver4) },
 	})
 	if err != nil {
 		return err
@@ -125,6 +133,21 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	d.adviseGateway()
 	return d.serve(ctx, hup)
+}
+
+// leaseFile returns the file of leases, or "".
+func leaseFile(cfg *config.Config) string {
+	switch cfg.DNS.State {
+	case config.StateNone:
+		return ""
+	case "":
+		dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":") // systemd.exec(5)
+		if dir == "" {
+			dir = "/var/lib/tunroute"
+		}
+		return filepath.Join(dir, cfg.TUN.Name+".leases")
+	}
+	return cfg.DNS.State
 }
 
 // ready tells that clients may come, and what there is for them.

@@ -380,12 +380,29 @@ type TUN struct {
 
 // DNS is the server that gives names fake addresses.
 type DNS struct {
-	// The range of fake IPv4 addresses; a prefix from /8 to /24.
+	// The range of fake IPv4 addresses; a prefix from /4 to /29. A large one
+	// has room for more names, and gateways agree on more of them.
 	Range4 netip.Prefix `yaml:"range4"`
-	// The range of fake IPv6 addresses; a prefix from /8 to /112.
+	// The range of fake IPv6 addresses; a prefix from /8 to /125.
 	Range6 netip.Prefix `yaml:"range6"`
 	// How long a client may keep an answer; from 1s to 1h, in whole seconds.
 	TTL time.Duration `yaml:"ttl"`
+	// How long an address is kept for its name after the last flow to it has
+	// ended, or the last answer with it has run out; from 1s to 30 days. Clients
+	// keep answers for longer than these say.
+	Quarantine time.Duration `yaml:"quarantine"`
+	// The file in which `run` keeps the addresses of names, so that they
+	// outlive it however it ends; `none` keeps none. A path without a leading
+	// slash starts at the directory of the config. If nothing is said it is
+	// called as the interface, as in `/var/lib/tunroute/tunroute0.leases`, or
+	// that in the directory of `$STATE_DIRECTORY`, which systemd sets. `exec`
+	// keeps none.
+	State string `yaml:"state,omitempty"`
+	// What else than its name the address of a name follows from; at most 255
+	// bytes, and like a password it can be `{file: PATH}` or `{env: VARIABLE}`.
+	// Gateways that are to agree have the same, or none. With one nobody can
+	// tell beforehand which names come close to each other.
+	Key Secret `yaml:"key,omitempty"`
 	// Who is asked for names with the mode `local`, for names that go
 	// `direct`, for the names of upstreams, and for what is no address of a
 	// name with the mode `remote` that goes `direct`: addresses, with port 53

@@ -43,10 +43,13 @@ func Default() *Config {
 			// The shortest that is not "do not keep at all", which some
 			// resolvers take for an error. A fake address costs nothing to
 			// ask for again.
-			TTL:       time.Second,
-			Resolvers: []Resolver{{URL: "system"}},
-			Hosts:     []string{systemHosts},
-			Capture:   true,
+			TTL: time.Second,
+			// What programs have been seen to keep an address for that
+			// should have asked again.
+			Quarantine: time.Hour,
+			Resolvers:  []Resolver{{URL: "system"}},
+			Hosts:      []string{systemHosts},
+			Capture:    true,
 		},
 		// It says what is there, and nothing of who is behind it.
 		Ident: Ident{User: "tunroute"},

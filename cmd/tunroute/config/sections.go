@@ -1,9 +1,11 @@
 package config
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,18 +129,37 @@ func badInterface(name string) string {
 	return ""
 }
 
+// StateNone is the dns.state that keeps nothing.
+const StateNone = "none"
+
+// notFake are IPv4 addresses that programs use for something else.
+var notFake = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+}
+
 func (x *DNS) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(x).Elem(), "dns")
-	if p := x.Range4; !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 24 || p.Addr().IsLoopback() || p.Addr().IsMulticast() || p.Addr().IsUnspecified() {
-		d.errorf(valueAt(n, "range4"), "write an IPv4 prefix from /8 to /24, as in 198.18.0.0/15", "%s cannot be a range of fake addresses", p)
+	if p := x.Range4; !p.Addr().Is4() || p.Bits() < 4 || p.Bits() > 29 || slices.ContainsFunc(notFake, p.Overlaps) {
+		d.errorf(valueAt(n, "range4"), "write an IPv4 prefix from /4 to /29, as in 198.18.0.0/15", "%s cannot be a range of fake addresses", p)
 	}
-	if p := x.Range6; !p.Addr().Is6() || p.Bits() < 8 || p.Bits() > 112 || p.Addr().IsMulticast() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsUnspecified() {
-		d.errorf(valueAt(n, "range6"), "write an IPv6 prefix from /8 to /112, as in fd74:756e:726f::/64", "%s cannot be a range of fake addresses", p)
+	if p := x.Range6; !p.Addr().Is6() || p.Bits() < 8 || p.Bits() > 125 || p.Addr().IsMulticast() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsUnspecified() {
+		d.errorf(valueAt(n, "range6"), "write an IPv6 prefix from /8 to /125, as in fd74:756e:726f::/64", "%s cannot be a range of fake addresses", p)
 	}
 	if x.TTL < time.Second || x.TTL > time.Hour || x.TTL%time.Second != 0 {
-		// An hour is how long an address stays with its name after its
-		// last use.
 		d.errorf(valueAt(n, "ttl"), "write whole seconds from 1s to 1h", "ttl cannot be %s", x.TTL)
+	}
+	if x.Quarantine < time.Second || x.Quarantine > 30*24*time.Hour {
+		d.errorf(valueAt(n, "quarantine"), "write a duration from 1s to 720h", "quarantine cannot be %s", x.Quarantine)
+	}
+	switch v := valueAt(n, "state"); {
+	case v != n && x.State == "":
+		d.errorf(v, "write a path, or none", "state is empty")
+	case strings.ContainsRune(x.State, 0):
+		d.errorf(v, "write a path, or none", "state has a NUL in it")
+	case x.State != "" && x.State != StateNone && !filepath.IsAbs(x.State):
+		x.State = filepath.Join(filepath.Dir(d.file), x.State)
 	}
 	x.checkResolvers(d, n)
 	for _, r := range x.RemoteResolvers {

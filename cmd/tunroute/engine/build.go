@@ -345,6 +345,9 @@ func needsRestart(was, is *config.Config) string {
 			return part.name
 		}
 	}
+	if was.DNS.Key.Reveal() != is.DNS.Key.Reveal() {
+		return "dns.key"
+	}
 	if !was.Log.SameSinks(is.Log) {
 		return "log"
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,11 @@ type Options struct {
 	// Mark is the firewall mark of all sockets that are opened, besides
 	// those that upstreams have of their own; 0 sets none.
 	Mark uint32
+	// Leases is the file in which addresses of names are kept, and LeasesGiven
+	// says that somebody has asked for that file: then New fails if another
+	// daemon has it, whereas else it warns and goes without. No file keeps none.
+	Leases      string
+	LeasesGiven bool
 	// Ready is called by [Engine.Run] when all listeners are open. May be nil.
 	Ready func()
 }
@@ -61,7 +67,8 @@ type Engine struct {
 	lookups resolver              // of current
 }
 
-// New makes an Engine. It starts nothing and opens nothing; [Engine.Run] does.
+// New makes an Engine. It starts nothing and opens nothing but Options.Leases;
+// [Engine.Run] does, and closes that.
 // The error says which part of cfg cannot be.
 func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	if o.Device == nil && !cfg.TUN.Off {
@@ -73,9 +80,9 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	e := &Engine{opts: o, log: o.Logger}
 	e.current.Store(cfg)
 
-	e.pool, err = dnsfake.NewPool(dnsfake.PoolOptions{V4: cfg.DNS.Range4, V6: cfg.DNS.Range6})
+	e.pool, err = newPool(cfg, o.Logger)
 	if err != nil {
-		return nil, fmt.Errorf("dns: %w", err)
+		return nil, err
 	}
 	b, err := rebuilder(cfg, o.Mark, e.fakes().Owns, o.Logger, &e.lookups, nil)
 	if err != nil {
@@ -128,31 +135,75 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	if o.Device == nil {
-		return e, nil
+	if o.Device != nil {
+		e.stack, err = stack.New(stack.Options{
+			Device:            o.Device,
+			Headroom:          tun.Headroom,
+			Handler:           e.bridge,
+			Logger:            o.Logger,
+			HalfOpen:          cfg.Limits.HalfOpen,
+			HalfOpenPerSource: cfg.Limits.HalfOpenPerSource,
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	e.stack, err = stack.New(stack.Options{
-		Device:            o.Device,
-		Headroom:          tun.Headroom,
-		Handler:           e.bridge,
-		Logger:            o.Logger,
-		HalfOpen:          cfg.Limits.HalfOpen,
-		HalfOpenPerSource: cfg.Limits.HalfOpenPerSource,
-	})
-	if err != nil {
+	if err := e.openLeases(); err != nil {
 		return nil, err
 	}
 	return e, nil
 }
 
+// newPool makes the pool of addresses of a config.
+func newPool(cfg *config.Config, log *slog.Logger) (*dnsfake.Pool, error) {
+	o := dnsfake.PoolOptions{
+		V4: cfg.DNS.Range4,
+		V6: cfg.DNS.Range6,
+		// It begins when the answer has run out.
+		Quarantine: cfg.DNS.Quarantine + cfg.DNS.TTL,
+		Logger:     log,
+	}
+	if key := cfg.DNS.Key.Reveal(); key != "" {
+		sum := sha256.Sum256([]byte(key))
+		copy(o.Key[:], sum[:])
+	}
+	p, err := dnsfake.NewPool(o)
+	if err != nil {
+		return nil, fmt.Errorf("dns: %w", err)
+	}
+	return p, nil
+}
+
+// openLeases has the pool keep its leases, unless nobody can get one.
+func (e *Engine) openLeases() error {
+	if e.opts.Leases == "" || !e.leases() {
+		return nil
+	}
+	err := e.pool.Open(e.opts.Leases)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("dns.state: %w", err)
+	if e.opts.LeasesGiven {
+		return err
+	}
+	e.log.Warn("leases are not kept: write dns.state, with another file or none", "err", err)
+	return nil
+}
+
 // fakes returns who knows the names behind fake addresses: nobody where no client can
 // have been given one.
 func (e *Engine) fakes() router.Names {
-	cfg := e.current.Load()
-	if cfg.TUN.Off && len(cfg.DNS.Listen) == 0 {
+	if !e.leases() {
 		return router.NoNames{}
 	}
 	return e.pool
+}
+
+// leases says whether a client can be given a fake address.
+func (e *Engine) leases() bool {
+	cfg := e.current.Load()
+	return !cfg.TUN.Off || len(cfg.DNS.Listen) > 0
 }
 
 // Addrs are the addresses that the fake ranges set aside: of the resolver, which
@@ -161,9 +212,9 @@ type Addrs struct{ Resolver4, Resolver6, Device4, Device6 netip.Addr }
 
 // AddrsOf returns the addresses that a config sets aside.
 func AddrsOf(cfg *config.Config) (Addrs, error) {
-	p, err := dnsfake.NewPool(dnsfake.PoolOptions{V4: cfg.DNS.Range4, V6: cfg.DNS.Range6})
+	p, err := newPool(cfg, nil)
 	if err != nil {
-		return Addrs{}, fmt.Errorf("dns: %w", err)
+		return Addrs{}, err
 	}
 	return Addrs{p.Resolver4(), p.Resolver6(), p.Device4(), p.Device6()}, nil
 }
@@ -187,7 +238,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		if e.opts.Device != nil {
 			e.opts.Device.Close()
 		}
-		return err
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		return errors.Join(err, e.pool.Run(gone)) // which gives the file of leases back
 	}
 	if e.opts.Ready != nil {
 		e.opts.Ready()
@@ -206,6 +259,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			stopFront()
 		}
 	})
+	others.Go(func() { _ = e.pool.Run(background) }) // it returns nil
 	if len(packets)+len(listeners) > 0 {
 		others.Go(func() {
 			if dnsErr = e.dns.Serve(background, packets, listeners); dnsErr != nil {

@@ -25,6 +25,7 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // environment of all commands: nothing of the tests' own, such as GOCOVERDIR.
 var environment = []string{"PATH=" + path, "LC_ALL=C", "HOME=/", "TERM=dumb",
 	"GORACE=atexit_sleep_ms=10", // or each process waits for a second at its end
+	"STATE_DIRECTORY=" + root,   // as service managers have it: nothing of the machine's
 }
 
 // Node is a host of the lab: a network namespace, and a mount namespace in which
