@@ -27,6 +27,15 @@ type Call interface {
 	Refuse(err error)
 }
 
+// BindCall is a Call that asks to be connected to.
+type BindCall interface {
+	Call
+	// Announce tells the client where it can be connected to; Accept then tells
+	// it who has. The context ends when the client has gone or when ctx ends;
+	// stop has to be called before Accept or Refuse.
+	Announce(ctx context.Context, at netip.AddrPort) (waiting context.Context, stop func(), err error)
+}
+
 // Admits says whether anything could be served that comes from source by way of an
 // inbound. It does not block.
 func (r *Router) Admits(source netip.AddrPort, inbound string) bool {
@@ -85,7 +94,15 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 		return
 	}
 	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
-	upstream, err := out.Dialer.DialTCP(outbound.WithFlow(dial, asked), f.rec.Flow.Target)
+	open := out.Dialer.DialTCP
+	var peer netip.AddrPort
+	if of.Asks() == flow.Bind {
+		open = func(ctx context.Context, from flow.Target) (conn outbound.Conn, err error) {
+			conn, peer, err = bind(ctx, out.Dialer, from, c)
+			return conn, err
+		}
+	}
+	upstream, err := open(outbound.WithFlow(dial, asked), f.rec.Flow.Target)
 	f.rec.Hops = asked.Way(out.Hops)
 	if err != nil {
 		c.Refuse(err)
@@ -95,8 +112,8 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	if counted, ok := upstream.(outbound.Relayed); ok {
 		f.upstream, upstream = upstream, counted.Socket()
 	}
-	var bound netip.AddrPort
-	if a, ok := upstream.LocalAddr().(*net.TCPAddr); ok && len(out.Hops) == 0 {
+	bound := peer
+	if a, ok := upstream.LocalAddr().(*net.TCPAddr); ok && len(out.Hops) == 0 && !peer.IsValid() {
 		bound = a.AddrPort()
 	}
 	client, early, err := c.Accept(bound)
@@ -127,4 +144,42 @@ func (r *Router) relay(ctx context.Context, f *tcpFlow, client relay.Conn, upstr
 		f.Ended(relay.Relay(ctx, client, upstream, &f.counters))
 		f.Tell()
 	}
+}
+
+// bindTime is how long a client of BIND waits for its connection: what the text of
+// SOCKS4 has.
+const bindTime = 2 * time.Minute
+
+// bind has the far end of d be connected to, tells c where that is, and waits.
+func bind(ctx context.Context, d outbound.Dialer, from flow.Target, c Call) (outbound.Conn, netip.AddrPort, error) {
+	call, ok := c.(BindCall)
+	if !ok {
+		return nil, netip.AddrPort{}, outbound.ErrNoBind
+	}
+	var bound outbound.Bound
+	switch d := d.(type) {
+	case outbound.Reject, outbound.Drop:
+		_, err := d.DialTCP(ctx, from)
+		return nil, netip.AddrPort{}, err
+	case outbound.Binder:
+		var err error
+		if bound, err = d.Bind(ctx, from); err != nil {
+			return nil, netip.AddrPort{}, err
+		}
+	default:
+		return nil, netip.AddrPort{}, outbound.ErrNoBind
+	}
+	defer bound.Close()
+	waiting, stop, err := call.Announce(ctx, bound.Addr())
+	if err != nil {
+		return nil, netip.AddrPort{}, fmt.Errorf("client left before it was told where: %w", err)
+	}
+	defer stop()
+	waiting, cancel := context.WithTimeout(waiting, bindTime)
+	defer cancel()
+	conn, peer, err := bound.Accept(waiting)
+	if err != nil {
+		return nil, netip.AddrPort{}, fmt.Errorf("nobody has connected to %s: %w", bound.Addr(), err)
+	}
+	return conn, peer, nil
 }

@@ -14,6 +14,7 @@ import (
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
+	"tunroute/router/udpnat"
 )
 
 // End is how a flow ended, in one word.
@@ -180,7 +181,13 @@ type Stats struct {
 
 // Stats returns the totals.
 func (r *Router) Stats() Stats {
-	u := r.udp.Stats()
+	var u udpnat.Stats
+	for _, t := range r.tables() {
+		one := t.Stats()
+		u.Sessions += one.Sessions
+		u.Paths += one.Paths
+		u.Evicted += one.Evicted
+	}
 	open, evicted, refused := r.flows.stats()
 	return Stats{
 		Flows: open, Sessions: u.Sessions, Paths: u.Paths,

@@ -13,6 +13,7 @@ import (
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
+	"tunroute/router/udpnat"
 )
 
 var (
@@ -221,7 +222,10 @@ type OpenFlow struct {
 
 // Flows returns the flows that are open, in no order.
 func (r *Router) Flows() []OpenFlow {
-	open := r.udp.Open()
+	var open []udpnat.Record
+	for _, t := range r.tables() {
+		open = append(open, t.Open()...)
+	}
 	list := make([]OpenFlow, 0, len(open))
 	for _, u := range open {
 		// What decided does not change while the flow is open.

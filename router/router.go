@@ -173,6 +173,7 @@ type Router struct {
 	flows  registry
 	loop   atomic.Pointer[relay.Loop] // nil but during Run, and where this system has none
 	udp    *udpnat.Table
+	assocs associations
 	echoes chan struct{} // a token per echo in flight
 
 	orphans clients // who was told of in the log
@@ -341,16 +342,26 @@ func (r *Router) FlushUDP() { r.udp.Flush() }
 // decideUDP is udpnat's Decide.
 func (r *Router) decideUDP(src, dst netip.AddrPort) udpnat.Decision {
 	rec := &Record{
-		Flow:        flow.Flow{Network: flow.UDP, Source: src, Inbound: flow.Tun},
-		Destination: dst,
-		Verdict:     rule.Verdict{Index: -1},
+		Flow:    flow.Flow{Network: flow.UDP, Source: src, Inbound: flow.Tun},
+		Verdict: rule.Verdict{Index: -1},
 	}
-	target, release, err := r.target(dst)
-	rec.Flow.Target = target
-	d := udpnat.Decision{Target: target, Release: release, Tag: rec}
-	if err != nil {
-		rec.end(EndOrphan, err)
-		return d
+	return r.decide(rec, dst)
+}
+
+// decide decides a path of UDP to dst or, where that is not valid, to the Target that
+// its flow has.
+func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
+	release := func() {}
+	d := udpnat.Decision{Target: rec.Flow.Target, Release: release, Tag: rec}
+	if dst.IsValid() {
+		rec.Destination = dst
+		var err error
+		d.Target, release, err = r.target(dst)
+		rec.Flow.Target, d.Release = d.Target, release
+		if err != nil {
+			rec.end(EndOrphan, err)
+			return d
+		}
 	}
 	var out *Outbound
 	snap := r.snap.Load()

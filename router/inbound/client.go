@@ -2,6 +2,7 @@ package inbound
 
 import (
 	"bufio"
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/tls"
@@ -68,16 +69,23 @@ func (c *client) serve(ctx context.Context) {
 	case q.err != nil:
 		c.server.failed(c, q.err)
 		call.Refuse(q.err)
+	case q.command == flow.Associate:
+		c.associate(ctx, c.flow(q), call)
 	default:
-		c.server.opts.Serve(ctx, flow.Flow{
-			Network: flow.TCP,
-			Command: q.command,
-			Source:  c.source,
-			Inbound: c.listener.Name,
-			Target:  q.target,
-			User:    q.who.User,
-			Groups:  q.who.Groups,
-		}, call)
+		c.server.opts.Serve(ctx, c.flow(q), call)
+	}
+}
+
+// flow is what the client has asked for.
+func (c *client) flow(q request) flow.Flow {
+	return flow.Flow{
+		Network: flow.TCP,
+		Command: q.command,
+		Source:  c.source,
+		Inbound: c.listener.Name,
+		Target:  q.target,
+		User:    q.who.User,
+		Groups:  q.who.Groups,
 	}
 }
 
@@ -128,7 +136,7 @@ type call struct {
 	protocol
 }
 
-var _ Call = (*call)(nil)
+var _ BindCall = (*call)(nil)
 
 // answerTime is how long a client may leave an answer unread: it is shorter than what
 // a kernel holds for it, so that it leaves at once unless something is wrong.
@@ -173,6 +181,38 @@ func (c *call) Refuse(err error) {
 		return
 	}
 	c.linger()
+}
+
+// Announce implements BindCall.
+func (c *call) Announce(ctx context.Context, at netip.AddrPort) (context.Context, func(), error) {
+	if err := c.answer(c.connected(at)); err != nil {
+		return nil, nil, err
+	}
+	waiting, stop := c.watch(ctx, nil)
+	return waiting, stop, nil
+}
+
+// watch returns a context that ends when the client has, until stop is called. What it
+// says meanwhile goes to sink or, where that is nil, stays in the buffer; if more comes
+// than that has room for, the client's end is no longer seen.
+func (c *call) watch(ctx context.Context, sink io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		if sink != nil {
+			_, err := io.Copy(sink, c.stream.R)
+			cancel(fmt.Errorf("client left: %w", cmp.Or(err, io.EOF)))
+		} else if _, err := c.stream.R.Peek(c.stream.R.Size()); err != nil {
+			cancel(fmt.Errorf("client left: %w", err))
+		}
+	}()
+	return ctx, sync.OnceFunc(func() {
+		_ = c.stream.SetReadDeadline(time.Unix(1, 0))
+		<-read
+		_ = c.stream.SetReadDeadline(time.Time{})
+		cancel(nil)
+	})
 }
 
 // linger ends our direction and reads until the client has ended its own, for a

@@ -20,10 +20,14 @@
 // moment: a connection that is closed with something unread is reset, and its client
 // might never read the reply.
 //
+// A client of UDP ASSOCIATE has a socket of its own, whose datagrams go to an
+// [Association], for as long as its connection lives.
+//
 // # Limits and timeouts
 //
 //   - [Options.Negotiate] from accept to request, however slowly it comes
 //   - [Options.MaxClients] that have not asked yet: the one that has taken longest
 //     makes room
+//   - [Options.MaxAssociations], which have no buffer while they are idle
 //   - 16 KiB of an HTTP head, 262 bytes of a SOCKS request
 package inbound

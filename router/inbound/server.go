@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tunroute/router/flow"
@@ -28,6 +29,33 @@ type Call interface {
 	Refuse(err error)
 }
 
+// BindCall is what the Call of a [flow.Bind] also is.
+type BindCall interface {
+	Call
+	// Announce tells the client where it can be connected to; Accept then tells
+	// it who has, by bound. The context ends when the client has gone, or with
+	// ctx; stop has to be called before Accept or Refuse.
+	Announce(ctx context.Context, at netip.AddrPort) (waiting context.Context, stop func(), err error)
+}
+
+// PacketClient is a client that exchanges datagrams.
+type PacketClient interface {
+	// WriteUDP sends payload to the client. It is from that address or, where
+	// there is a name, from that and the port of the address.
+	WriteUDP(payload []byte, from netip.AddrPort, name string) error
+}
+
+// Association takes the datagrams of a client.
+type Association interface {
+	// Run serves until ctx ends, and returns when all of it has ended.
+	Run(ctx context.Context)
+	// Send takes a datagram, which waits for Flush, to a name and the port of
+	// to or, where name is nil, to an address. It does not block and does not
+	// keep what it is given.
+	Send(name []byte, to netip.AddrPort, payload []byte)
+	Flush()
+}
+
 // Listener is where clients come in.
 type Listener struct {
 	net.Listener
@@ -42,6 +70,8 @@ const (
 	DefaultNegotiate = 30 * time.Second
 	// DefaultMaxClients: each costs a socket and 5 KB.
 	DefaultMaxClients = 16384
+	// DefaultMaxAssociations: each costs two sockets and 16 KB.
+	DefaultMaxAssociations = 4096
 )
 
 // Options configure a [Server]. Serve is required.
@@ -50,6 +80,10 @@ type Options struct {
 	// needs no goroutine any more.
 	Serve func(ctx context.Context, f flow.Flow, c Call)
 
+	// Associate makes the association of a client, whose flow f lacks a target.
+	// nil: there is no UDP.
+	Associate func(f flow.Flow, c PacketClient) Association
+
 	// Admits says whether anything could ever be served that comes from source,
 	// which is not valid on a unix socket, by way of a listener. Other clients
 	// are hung up on before they have said a word. nil: always.
@@ -57,13 +91,17 @@ type Options struct {
 
 	Negotiate  time.Duration // 0: DefaultNegotiate
 	MaxClients int           // that have not asked yet; 0: DefaultMaxClients
-	Logger     *slog.Logger  // nil discards
+
+	MaxAssociations int          // 0: DefaultMaxAssociations
+	Logger          *slog.Logger // nil discards
 }
 
 // Server serves clients. Its methods are safe for concurrent use.
 type Server struct {
 	opts Options
 	log  *slog.Logger
+
+	associations atomic.Int64 // that are open
 
 	mu      sync.Mutex // guards what follows
 	waiting list.List  // of *client, who have not asked yet, as they have come
@@ -89,6 +127,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.MaxClients <= 0 {
 		o.MaxClients = DefaultMaxClients
+	}
+	if o.MaxAssociations <= 0 {
+		o.MaxAssociations = DefaultMaxAssociations
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

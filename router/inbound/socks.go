@@ -123,8 +123,10 @@ func (c *client) negotiate4(ctx context.Context, s *Stream) (request, error) {
 // wanted is what a SOCKS client wants.
 func wanted(p protocol, asked socks.Request, who Identity) request {
 	q := request{protocol: p, who: who, command: commands[asked.Command]}
-	switch q.command {
-	case flow.Connect:
+	_, is5 := p.(socks5)
+	switch {
+	case q.command == flow.Associate && is5: // and the address is of the client, if anybody's
+	case q.command == flow.Connect, q.command == flow.Bind:
 		q.target, q.err = target(asked.Addr)
 	default:
 		q.err = fmt.Errorf("%w: %d", socks.ReplyCommand, asked.Command)

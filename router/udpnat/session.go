@@ -123,7 +123,9 @@ func (s *session) take(payloads [][]byte, from []netip.AddrPort) {
 func (s *session) takeFrom(from netip.AddrPort, payloads [][]byte, now int64) {
 	seen := from
 	if p := s.answers(from); p != nil {
-		seen = p.dst
+		if !s.table.opts.RealSenders || from.Addr().IsUnspecified() {
+			seen = p.dst
+		}
 		p.used.Store(now)
 		p.answered.Store(now)
 		bytes := 0

@@ -69,6 +69,11 @@ type Options struct {
 	// their time. nil: nobody wants to know.
 	Done func(Record)
 
+	// RealSenders has replies come from who has sent them, and not from where
+	// the client believes to have sent to: for clients that hear of names by
+	// name. Where a sender is not known it is the destination all the same.
+	RealSenders bool
+
 	Idle        time.Duration // 0: DefaultIdle
 	MaxSessions int           // 0: DefaultMaxSessions
 	MaxPaths    int           // of one session; 0: DefaultMaxPaths

@@ -14,9 +14,13 @@ import (
 // newServer makes the server of listen.
 func (e *Engine) newServer() (*inbound.Server, error) {
 	return inbound.New(inbound.Options{
-		Serve:  func(ctx context.Context, f flow.Flow, c inbound.Call) { e.router.ServeCall(ctx, f, c) },
-		Admits: e.router.Admits,
-		Logger: e.log,
+		Serve: func(ctx context.Context, f flow.Flow, c inbound.Call) { e.router.ServeCall(ctx, f, c) },
+		Associate: func(f flow.Flow, c inbound.PacketClient) inbound.Association {
+			return e.router.Associate(f, c)
+		},
+		MaxAssociations: e.current.Load().Limits.UDPSessions,
+		Admits:          e.router.Admits,
+		Logger:          e.log,
 	})
 }
 

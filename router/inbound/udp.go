@@ -1,0 +1,139 @@
+package inbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"tunroute/router/flow"
+	"tunroute/router/socks"
+)
+
+// association is the UDP of one client: a socket of its own, at the address of its
+// connection, which lives as long as that does.
+type association struct {
+	socket *net.UDPConn
+	owner  netip.Addr // who may send
+
+	// The first datagram's source, which all others have to have: a port of the
+	// same machine may be somebody else's.
+	client atomic.Pointer[netip.AddrPort]
+}
+
+// maxDatagram is the longest payload of IP.
+const maxDatagram = 65535
+
+// associate serves a client of UDP ASSOCIATE until it closes its connection.
+func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
+	local, ok := c.raw.LocalAddr().(*net.TCPAddr)
+	if !ok || c.listener.TLS != nil || c.server.opts.Associate == nil {
+		// Datagrams would go beside the TLS, and a unix socket has no address.
+		q.Refuse(fmt.Errorf("%w: no UDP by this listener", socks.ReplyCommand))
+		return
+	}
+	at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(local.AddrPort().Addr().Unmap(), 0))
+	at.Zone = local.Zone
+	socket, err := net.ListenUDP("udp", at)
+	if err != nil {
+		c.server.log.Warn("no socket for an association", "inbound", c.listener.Name, "err", err)
+		q.Refuse(err)
+		return
+	}
+	if n := c.server.associations.Add(1); n > int64(c.server.opts.MaxAssociations) {
+		c.server.associations.Add(-1)
+		socket.Close()
+		q.Refuse(errors.New("too many associations"))
+		return
+	}
+	defer c.server.associations.Add(-1)
+	a := &association{socket: socket, owner: c.source.Addr()}
+	routed := c.server.opts.Associate(f, a)
+	if err := q.answer(q.connected(socket.LocalAddr().(*net.UDPAddr).AddrPort())); err != nil {
+		socket.Close()
+		q.close()
+		return
+	}
+	waiting, stop := q.watch(ctx, io.Discard)
+	var work sync.WaitGroup
+	work.Go(func() { routed.Run(waiting) })
+	work.Go(func() { a.read(routed) })
+	<-waiting.Done()
+	stop()
+	socket.Close()
+	work.Wait()
+	q.close()
+}
+
+// read takes the client's datagrams until the socket is closed. Packet tempo.
+func (a *association) read(to Association) {
+	for await(a.socket) == nil {
+		if !a.readOne(to) {
+			return
+		}
+	}
+}
+
+var longDatagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
+
+// readOne takes what there is, and says whether there may be more.
+func (a *association) readOne(to Association) bool {
+	b := longDatagrams.Get().(*[maxDatagram]byte)
+	defer longDatagrams.Put(b)
+	n, from, err := a.socket.ReadFromUDPAddrPort(b[:])
+	if err != nil {
+		return false
+	}
+	a.take(b[:n], from, to)
+	return true
+}
+
+// take takes one datagram.
+func (a *association) take(b []byte, from netip.AddrPort, to Association) {
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	if from.Addr().WithZone("") != a.owner.WithZone("") {
+		return
+	}
+	if client := a.client.Load(); client == nil {
+		first := from
+		a.client.Store(&first)
+	} else if *client != from {
+		return
+	}
+	// RFC 1928 §7: who does not put fragments together drops them.
+	h, payload, err := socks.ParseUDP(b)
+	if err != nil || h.Frag != 0 {
+		return
+	}
+	to.Send(h.Name, h.Addr, payload)
+	to.Flush()
+}
+
+var datagrams = sync.Pool{New: func() any {
+	b := make([]byte, 0, 2048)
+	return &b
+}}
+
+// WriteUDP implements PacketClient.
+func (a *association) WriteUDP(payload []byte, from netip.AddrPort, name string) error {
+	client := a.client.Load()
+	if client == nil {
+		return net.ErrClosed // cannot be: nobody has been asked
+	}
+	buf := datagrams.Get().(*[]byte)
+	defer datagrams.Put(buf)
+	b, err := socks.AppendUDPHeader((*buf)[:0], socks.Addr{Name: name, IP: from.Addr().WithZone(""), Port: from.Port()})
+	if err != nil {
+		return err
+	}
+	b = append(b, payload...)
+	if cap(b) <= maxDatagram {
+		*buf = b
+	}
+	_, err = a.socket.WriteToUDPAddrPort(b, *client)
+	return err
+}

@@ -1,0 +1,172 @@
+package inbound_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"tunroute/router/flow"
+	"tunroute/router/inbound"
+	"tunroute/router/outbound"
+	"tunroute/router/outbound/outboundtest"
+	"tunroute/router/socks"
+)
+
+// associated is a client of UDP ASSOCIATE, by hand.
+type associated struct {
+	control *net.TCPConn
+	relay   netip.AddrPort
+}
+
+// udpServer starts a server that sends all directly, with names by r.
+func udpServer(t *testing.T, r outbound.Resolver) string {
+	t.Helper()
+	direct, err := outbound.NewDirect(outbound.DirectOptions{Resolver: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveRouter(t, direct, inbound.Listener{Listener: l, Name: "lan", Methods: []inbound.Method{inbound.None{}}})
+	return l.Addr().String()
+}
+
+func associate(t *testing.T, addr string) associated {
+	t.Helper()
+	c := dial(t, addr)
+	c.Write([]byte(hello(0) + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := socks.ReadReply(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bound.IP != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("the relay is at %v, want it at the address of the connection", bound)
+	}
+	return associated{c, netip.AddrPortFrom(bound.IP, bound.Port)}
+}
+
+// udpFrom returns a socket at an address of the loopback interface.
+func udpFrom(t *testing.T, ip string) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+func packet(t *testing.T, a socks.Addr, payload string) []byte {
+	t.Helper()
+	b, err := socks.AppendUDPHeader(nil, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(b, payload...)
+}
+
+// TestAssociation: the first sender's port is the client, fragments are dropped, names
+// go as names, and a reply has its real source in its header.
+func TestAssociation(t *testing.T) {
+	target := udpFrom(t, "127.0.0.1")
+	var echo sync.WaitGroup
+	echo.Go(func() {
+		b := make([]byte, 1500)
+		for {
+			n, from, err := target.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			target.WriteToUDPAddrPort(b[:n], from)
+		}
+	})
+	t.Cleanup(func() { target.Close(); echo.Wait() })
+	at := target.LocalAddr().(*net.UDPAddr).AddrPort()
+	a := associate(t, udpServer(t, outboundtest.Names{"a.test": {at.Addr()}}))
+	client, second, stranger := udpFrom(t, "127.0.0.1"), udpFrom(t, "127.0.0.1"), udpFrom(t, "127.0.0.2")
+	to := socks.Addr{IP: at.Addr(), Port: at.Port()}
+
+	// Another machine's does not make it the client.
+	stranger.WriteToUDPAddrPort(packet(t, to, "stranger"), a.relay)
+	fragment := packet(t, to, "fragment")
+	fragment[2] = 1
+	for _, p := range [][]byte{fragment, []byte("nonsense"), {0, 0, 0}, packet(t, socks.Addr{Name: "no.such.test", Port: 1}, "x"), packet(t, to, "by address")} {
+		client.WriteToUDPAddrPort(p, a.relay)
+	}
+	hear := func(want string) {
+		t.Helper()
+		b := make([]byte, 1500)
+		n, from, err := client.ReadFromUDPAddrPort(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, payload, err := socks.ParseUDP(b[:n])
+		if err != nil || h.Name != nil || h.Addr != at || string(payload) != want || from != a.relay {
+			t.Errorf("heard %q from %+v by %v, %v; want %q from %v by %v", payload, h, from, err, want, at, a.relay)
+		}
+	}
+	hear("by address")
+	second.WriteToUDPAddrPort(packet(t, to, "second"), a.relay)
+	client.WriteToUDPAddrPort(packet(t, socks.Addr{Name: "A.test", Port: at.Port()}, "by name"), a.relay)
+	hear("by name")
+	client.WriteToUDPAddrPort(packet(t, socks.Addr{Name: "127.0.0.1", Port: at.Port()}, "a name that is an address"), a.relay)
+	hear("a name that is an address")
+
+	// What is said on the connection meanwhile is of no account; its end is the
+	// association's.
+	a.control.Write(bytes.Repeat([]byte("x"), 4096))
+	client.WriteToUDPAddrPort(packet(t, to, "still there"), a.relay)
+	hear("still there")
+	a.control.CloseWrite()
+	if _, err := a.control.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection ends with %v", err)
+	}
+	if c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a.relay)); err != nil {
+		t.Errorf("the relay is still there: %v", err)
+	} else {
+		c.Close()
+	}
+	second.SetReadDeadline(time.Unix(1, 0))
+	for _, c := range []*net.UDPConn{second, stranger} {
+		c.SetReadDeadline(time.Unix(1, 0))
+		if n, _, err := c.ReadFrom(make([]byte, 100)); !os.IsTimeout(err) {
+			t.Errorf("somebody else heard %d bytes, %v", n, err)
+		}
+	}
+}
+
+// TestAssociationsAreBounded: one more than there may be is refused.
+func TestAssociationsAreBounded(t *testing.T) {
+	addr, _, _ := start(t, inbound.Options{
+		MaxAssociations: 1,
+		Associate:       func(flow.Flow, inbound.PacketClient) inbound.Association { return idle{} },
+	}, inbound.None{})
+	associate(t, addr)
+	c := dial(t, addr)
+	c.Write([]byte(hello(0) + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := socks.ReadReply(c); err != socks.ReplyGeneral {
+		t.Errorf("got %v, want reply 1", err)
+	}
+}
+
+// idle is an association that does nothing.
+type idle struct{}
+
+func (idle) Run(ctx context.Context)             { <-ctx.Done() }
+func (idle) Send([]byte, netip.AddrPort, []byte) {}
+func (idle) Flush()                              {}
