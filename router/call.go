@@ -79,6 +79,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	snap := r.snap.Load()
 	f.rec.Verdict, out = snap.route(&f.rec.Flow)
 	f.rec.Outbound, f.rec.Hops = out.Name, out.Hops
+	f.rec.events = snap.options(f.rec.Verdict.Index).Log
 	var err error
 	if f.held, err = snap.admit(&f.rec.Flow, f.rec.Verdict.Index, out, f.rec.Start); err != nil {
 		c.Refuse(err)
@@ -134,6 +135,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 			return
 		}
 	}
+	r.begins(&f.rec)
 	r.relay(dial, f, r.help(ctx, f, asked, out, client), upstream)
 }
 

@@ -48,7 +48,8 @@ type Record struct {
 	End         End
 	Err         error // names the hop and its reply where there is one
 
-	asked *outbound.Flow // of UDP, with the notes of groups; nil where nothing was opened
+	events Events         // that are logged of it
+	asked  *outbound.Flow // of UDP, with the notes of groups; nil where nothing was opened
 }
 
 func (rec *Record) end(e End, err error) { rec.End, rec.Err = e, err }
@@ -86,20 +87,45 @@ func source(a netip.AddrPort) string {
 	return a.String()
 }
 
-// finish counts and logs a flow.
-func (r *Router) finish(rec *Record) {
-	if rec.Took == 0 {
-		rec.Took = time.Since(rec.Start)
+// Events are what is logged of a flow. The zero Events are [LogError] and
+// [LogDisconnect], so that each flow has a record, at its end.
+type Events uint8
+
+// The events.
+const (
+	LogConnect    Events = 1 << iota // the flow is connected; for UDP, it begins
+	LogError                         // it has ended, and was never connected
+	LogDisconnect                    // it has ended, and was
+	LogNone                          // nothing
+)
+
+// unconnected says that a flow with this end was never connected, or had to make room.
+func (e End) unconnected() bool {
+	switch e {
+	case EndRefused, EndFailed, EndRejected, EndOrphan, EndLimit:
+		return true
 	}
-	r.stats.count(rec)
-	if rec.End == EndOrphan && r.orphans.isNew(rec.Flow.Source.Addr(), time.Now()) {
-		r.log.Warn("orphan", "src", source(rec.Flow.Source), "dst", rec.Destination.String(), "err",
-			"this client holds a fake address from before, and is refused until it asks for the name again")
+	return false
+}
+
+// logs says whether an event of a flow is logged.
+func (r *Router) logs(rec *Record, event Events) bool {
+	events := rec.events
+	if events == 0 {
+		events = LogError | LogDisconnect
 	}
-	r.warnOfLimit(rec)
-	if !r.log.Enabled(context.Background(), slog.LevelInfo) {
-		return
+	return events&event != 0 && r.log.Enabled(context.Background(), slog.LevelInfo)
+}
+
+// begins logs that a flow is connected, where its rule wants that.
+func (r *Router) begins(rec *Record) {
+	if r.logs(rec, LogConnect) {
+		r.log.LogAttrs(context.Background(), slog.LevelInfo, "connect", rec.who()...)
 	}
+}
+
+// who returns what the log says of a flow at its beginning and at its end.
+func (rec *Record) who() []slog.Attr {
 	attrs := make([]slog.Attr, 0, 14)
 	attrs = append(attrs,
 		slog.String("net", rec.Flow.Network.String()),
@@ -125,7 +151,28 @@ func (r *Router) finish(rec *Record) {
 	if way := rec.asked.Way(rec.Hops); len(way) > 1 || len(way) == 1 && way[0] != rec.Outbound {
 		attrs = append(attrs, slog.String("hops", strings.Join(way, " > ")))
 	}
-	attrs = append(attrs,
+	return attrs
+}
+
+// finish counts and logs a flow.
+func (r *Router) finish(rec *Record) {
+	if rec.Took == 0 {
+		rec.Took = time.Since(rec.Start)
+	}
+	r.stats.count(rec)
+	if rec.End == EndOrphan && r.orphans.isNew(rec.Flow.Source.Addr(), time.Now()) {
+		r.log.Warn("orphan", "src", source(rec.Flow.Source), "dst", rec.Destination.String(), "err",
+			"this client holds a fake address from before, and is refused until it asks for the name again")
+	}
+	r.warnOfLimit(rec)
+	event := LogDisconnect
+	if rec.End.unconnected() {
+		event = LogError
+	}
+	if !r.logs(rec, event) {
+		return
+	}
+	attrs := append(rec.who(),
 		slog.Int64("up", rec.Up),
 		slog.Int64("down", rec.Down),
 		slog.Duration("took", rec.Took.Round(time.Microsecond)),

@@ -84,6 +84,7 @@ type SnapshotOptions struct {
 // RuleOptions are what a rule says besides where its flows go.
 type RuleOptions struct {
 	Limit *limit.Limiter // nil: none
+	Log   Events         // what is logged of its flows
 }
 
 // NewSnapshot returns the Snapshot of a table and the outbounds that it names.
@@ -367,6 +368,7 @@ func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
 	snap := r.snap.Load()
 	rec.Verdict, out = snap.route(&rec.Flow)
 	rec.Outbound, rec.Hops = out.Name, out.Hops
+	rec.events = snap.options(rec.Verdict.Index).Log
 	d.Outbound = out.Name
 	switch o := out.Dialer.(type) {
 	case outbound.Reject:
@@ -385,6 +387,13 @@ func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
 		}
 		rec.asked = &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
 		d.Dialer = flowDialer{o, rec.asked}
+		if r.logs(rec, LogConnect) {
+			// Who reads packets does not wait for a log. A copy, because the
+			// record changes when the flow ends.
+			first := *rec
+			first.asked = nil
+			r.flows.work.Go(func() { r.begins(&first) })
+		}
 	}
 	return d
 }

@@ -477,6 +477,69 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// TestEvents: of a flow is logged what its rule says, and both its ends are counted.
+func TestEvents(t *testing.T) {
+	for _, c := range []struct {
+		events Events
+		good   string // of a flow that is connected: the messages, in their order
+		bad    string // of one that is not
+	}{
+		{0, "flow", "flow"},
+		{LogConnect, "connect", ""},
+		{LogError, "", "flow"},
+		{LogDisconnect, "flow", ""},
+		{LogConnect | LogDisconnect, "connect flow", ""},
+		{LogConnect | LogError | LogDisconnect, "connect flow", "flow"},
+		{LogNone, "", ""},
+	} {
+		d := newDialer()
+		r, _, log := newRouter(t, d, Options{})
+		r.Swap(r.snap.Load().With(SnapshotOptions{Rules: []RuleOptions{3: {Log: c.events}}}))
+		logged := func() string {
+			var said []string
+			for line := range strings.Lines(log.String()) {
+				if !strings.Contains(line, "net=tcp src=10.0.0.2:4000 dst=192.0.2.1:80 rule=4 line=13 out=p1") {
+					t.Errorf("%d: %s", c.events, line)
+				}
+				_, line, _ = strings.Cut(line, "msg=")
+				line, _, _ = strings.Cut(line, " ")
+				said = append(said, line)
+			}
+			log.Reset()
+			return strings.Join(said, " ")
+		}
+		q, done := newRequest("192.0.2.1:80"), make(chan struct{})
+		go func() { r.ServeTCP(t.Context(), q); close(done) }()
+		(<-d.far).Close()
+		(<-q.far).Close()
+		<-done
+		if got := logged(); got != c.good {
+			t.Errorf("%d: of a flow that was connected %q is logged, want %q", c.events, got, c.good)
+		}
+		d.err = syscall.ECONNREFUSED
+		r.ServeTCP(t.Context(), newRequest("192.0.2.1:80"))
+		if got := logged(); got != c.bad {
+			t.Errorf("%d: of a flow that was not %q is logged, want %q", c.events, got, c.bad)
+		}
+		if s := r.Stats(); s.TCP != 2 {
+			t.Errorf("%d: %d flows counted, want 2", c.events, s.TCP)
+		}
+	}
+}
+
+// TestConnectOfUDP is logged by another than who reads the packets.
+func TestConnectOfUDP(t *testing.T) {
+	r, _, log := newRouter(t, withUDP{newDialer()}, Options{})
+	r.Swap(r.snap.Load().With(SnapshotOptions{Rules: []RuleOptions{3: {Log: LogConnect}}}))
+	r.ServeUDP(client, netip.MustParseAddrPort("192.0.2.1:53"), []byte("x"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.Run(ctx) // waits for it
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `msg=connect net=udp src=10.0.0.2:4000 dst=192.0.2.1:53 rule=4 line=13 out=p1 hops="d1 > p1"`) {
+		t.Errorf("logged: %s", got)
+	}
+}
+
 // withUDP is asked for UDP too.
 type withUDP struct{ *fakeDialer }
 

@@ -273,6 +273,11 @@ type Rule struct {
 	// is a number and `s`, `m`, `h` or a duration, as in `5/10s`. One too many
 	// is refused. [limits.md](limits.md) tells more.
 	Limits RuleLimits `yaml:"limits,omitempty"`
+	// What is logged of its flows: `connect` (a line when one is connected),
+	// `error` (one at the end of a flow that never was) and `disconnect` (one at
+	// the end of a flow that was), or `none`. Where nothing is said it is
+	// `[error, disconnect]`. [log.md](log.md) has the lines.
+	Log []LogEvent `yaml:"log,omitempty"`
 
 	Line int `yaml:"-"` // where the config has it; 0 where there is no file
 

@@ -183,6 +183,7 @@ var valueWords = map[string]string{
 	"Level":            "word",
 	"Format":           "word",
 	"Helper":           "word",
+	"[]LogEvent":       "word, or a list",
 	"RuleLimits":       "mapping",
 	"Rate":             "rate",
 	"[]LogTo":          "word or mapping, or a list",

@@ -27,6 +27,25 @@ type LogTo struct {
 	Format *Format
 }
 
+// LogEvent is what can be logged of a flow.
+type LogEvent uint8
+
+// The events.
+const (
+	LogConnect LogEvent = iota + 1
+	LogError
+	LogDisconnect
+	LogNone // and nothing else
+)
+
+var logEvents = enum{"", "connect", "error", "disconnect", "none"}
+
+// String returns the event as the config has it.
+func (e LogEvent) String() string { return logEvents.text(int(e)) }
+
+// MarshalText returns what String does.
+func (e LogEvent) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
 // LogKind is what kind of place a log is kept in.
 type LogKind uint8
 

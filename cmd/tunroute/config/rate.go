@@ -96,7 +96,7 @@ func (l *RuleLimits) decodeNode(d *decoder, n *yaml.Node) {
 // whatever else they say of them.
 func (r *Rule) Key() string {
 	bare := *r
-	bare.Limits = RuleLimits{}
+	bare.Limits, bare.Log = RuleLimits{}, nil
 	text, err := yaml.Dump(&bare)
 	if err != nil {
 		panic(err) // of a config that was read: never

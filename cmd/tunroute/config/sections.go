@@ -34,6 +34,12 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 			d.errorf(v, "leave the key out to match everything", "%s is an empty list", key)
 		}
 	}
+	if v := valueAt(n, "log"); v != n && len(r.Log) == 0 {
+		d.errorf(v, "write none to log nothing", "log is an empty list")
+	}
+	if len(r.Log) > 1 && slices.Contains(r.Log, LogNone) {
+		d.errorf(valueAt(n, "log"), "write none alone, or leave it out", "log has none and something")
+	}
 }
 
 func (m *Names) decodeNode(d *decoder, n *yaml.Node) {

@@ -15,6 +15,12 @@ type limiters map[string]*limit.Limiter
 // pers are those of a config.
 var pers = map[config.Per]limit.Per{config.PerRule: limit.All, config.PerSource: limit.Source, config.PerUser: limit.User}
 
+// events are those of a config.
+var events = map[config.LogEvent]router.Events{
+	config.LogConnect: router.LogConnect, config.LogError: router.LogError, config.LogDisconnect: router.LogDisconnect,
+	config.LogNone: router.LogNone,
+}
+
 // options returns what cfg says of flows besides where they go, and its limits.
 func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiters) {
 	is := make(limiters)
@@ -45,6 +51,9 @@ func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiter
 	more.Rules = make([]router.RuleOptions, len(cfg.Rules))
 	for i := range cfg.Rules {
 		r := &cfg.Rules[i]
+		for _, e := range r.Log {
+			more.Rules[i].Log |= events[e]
+		}
 		if l := r.Limits; !l.IsZero() {
 			more.Rules[i].Limit = get(r.Key(), limit.Options{Name: "the rule", Per: pers[l.Per], Sessions: l.Sessions, Rate: rate(l.Rate)})
 		}
