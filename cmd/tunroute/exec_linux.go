@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"tunroute/cmd/tunroute/config"
+	"tunroute/cmd/tunroute/demo"
 	"tunroute/cmd/tunroute/engine"
 	"tunroute/cmd/tunroute/ui"
 	"tunroute/tun"
@@ -51,7 +52,8 @@ const released = 'r'
 // come within milliseconds.
 const lastWords = 100 * time.Millisecond
 
-// runStage runs this process as R or C, where it has been started as one.
+// runStage runs this process as R or C, or as a part of demo, where it has been started
+// as one.
 func runStage(args []string) (status int, ok bool) {
 	if len(args) == 0 {
 		return 0, false
@@ -61,6 +63,14 @@ func runStage(args []string) (status int, ok bool) {
 		return runRouter(), true
 	case stageInside:
 		return runInside(args[1:]), true
+	case demo.StageCompany:
+		configs, err := companyConfigs()
+		if err != nil {
+			panic(err) // they are in the binary
+		}
+		return demo.Company(args[1:], configs), true
+	case demo.StageClient:
+		return demo.Client(), true
 	}
 	return 0, false
 }

@@ -46,6 +46,7 @@ var floors = map[string][]string{
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe", "router/inbound/users"},
 	"cmd/tunroute/ui":     {"cmd/tunroute/ui"},
+	"cmd/tunroute/demo":   {"tun"}, // it knows tunroute as a program only
 	"cmd/tunroute/config": {"router/rule", "router/flow"},
 	"cmd/tunroute/engine": {"cmd/tunroute/config", "cmd/tunroute/engine", "tun", "stack", "dnsfake", "router"},
 	"bench":               {"cmd/tunroute", "tun", "stack", "dnsfake", "router", "bench"},

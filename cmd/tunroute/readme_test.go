@@ -103,7 +103,7 @@ type readme struct {
 
 func TestReadme(t *testing.T) {
 	if os.Getenv(inLab) == "" {
-		readmeInLab(t)
+		runInLab(t)
 		return
 	}
 	lab.Need(t, "curl", "curl")
@@ -139,16 +139,17 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// readmeInLab runs TestReadme in a process that is in a lab.
-func readmeInLab(t *testing.T) {
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestReadme$", "-test.v")
+// runInLab runs a test in a process that is in a lab.
+func runInLab(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), inLab+"=yes")
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err != nil:
 		t.Fatalf("%v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP: TestReadme")):
+	case bytes.Contains(out, []byte("--- SKIP: "+t.Name())):
 		missing(t, string(out))
 	}
 	t.Logf("%s", out)

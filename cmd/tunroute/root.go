@@ -30,7 +30,8 @@ at the far end.`,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(),
-		newStatus(), newFlows(), newDNS(), newLeases(), newReload(), newPasswd(), newVersion())
+		newStatus(), newFlows(), newDNS(), newLeases(), newReload(), newPasswd(), newVersion(),
+		newDemo())
 	return root
 }
 

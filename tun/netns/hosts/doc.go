@@ -21,8 +21,8 @@
 // D is in a user namespace (unless P is root), in which the user stays who it is and
 // has the capabilities that networks take, and in mount, network, process, IPC and
 // host name namespaces. Its network namespace has no interface but lo; each host has
-// a network namespace that belongs to the same user namespace, and so does a switch,
-// whose bridges are the networks.
+// a network namespace that belongs to the same user namespace, and a mount namespace, and
+// so does a switch, whose bridges are the networks.
 //
 // Nothing is left when D ends: the kernel kills all processes of a process namespace
 // with the first one, network namespaces and mounts end with the last process that is

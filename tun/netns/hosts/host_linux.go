@@ -2,6 +2,7 @@ package hosts
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -14,18 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a network namespace. It has a loopback interface, and what is attached to
-// it. Its methods are safe for concurrent use.
+// Host is a network namespace with a loopback interface, and what is attached to it. Its
+// programs have an empty /run: sockets with a path know no network namespaces. Its
+// methods are safe for concurrent use.
 type Host struct {
 	Name string
-	ns   *os.File
-	nl   *netlink.Handle
+	// Open files of the namespaces. As numbers: an os.File closes its own when it is
+	// collected, and a host, or a switch, is there for others.
+	net, mnt int
+	nl       *netlink.Handle
 }
 
 // New makes a host, in a process that has called [Enter]. It exists until Close and
 // until the last of its programs has ended and its last socket is closed.
 func New(name string) (*Host, error) {
-	h := &Host{Name: name}
+	h := &Host{Name: name, net: -1, mnt: -1}
 	if err := onThread(h.make); err != nil {
 		h.Close()
 		return nil, fmt.Errorf("make the host %s: %w", name, err)
@@ -45,11 +49,17 @@ func onThread(f func() error) error {
 }
 
 func (h *Host) make() (err error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
-	if h.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return err
+	for what, fd := range map[string]*int{"net": &h.net, "mnt": &h.mnt} {
+		path := "/proc/thread-self/ns/" + what
+		if *fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
+	if err := unix.Mount("tunroute", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=16m"); err != nil {
+		return &fs.PathError{Op: "mount", Path: "/run", Err: err}
 	}
 	if h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -72,19 +82,21 @@ func (h *Host) make() (err error) {
 
 // Close gives the host up.
 func (h *Host) Close() {
-	if h.ns != nil {
-		h.ns.Close()
+	for _, fd := range []int{h.net, h.mnt} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 	if h.nl != nil {
 		h.nl.Close()
 	}
 }
 
-// Do calls f on the host: the sockets that f opens itself, not in another goroutine,
-// and the programs that it starts, are the host's.
+// Do calls f on the host: the sockets that f opens itself, not in another goroutine, are
+// the host's.
 func (h *Host) Do(f func() error) error {
 	return onThread(func() error {
-		if err := unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(h.net, unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("setns", err)
 		}
 		return f()
@@ -92,7 +104,19 @@ func (h *Host) Do(f func() error) error {
 }
 
 // Start starts a command on the host.
-func (h *Host) Start(cmd *exec.Cmd) error { return h.Do(cmd.Start) }
+func (h *Host) Start(cmd *exec.Cmd) error {
+	return h.Do(func() error {
+		// Threads have their root and their directory in common, and would have
+		// those of two namespaces.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Setns(h.mnt, unix.CLONE_NEWNS); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		return cmd.Start()
+	})
+}
 
 // Listen listens for TCP on the host.
 func (h *Host) Listen(at netip.AddrPort) (l net.Listener, err error) {

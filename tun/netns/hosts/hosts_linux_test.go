@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,6 +138,10 @@ func networks() error {
 		}
 	}
 	a, b, c := all["a"], all["b"], all["c"]
+	// Nobody knows the switch any more, and it has to be there.
+	sw = nil
+	runtime.GC()
+	runtime.GC()
 	nobody := netip.MustParseAddr("10.1.0.9")
 	if err := a.Unreachable(nobody); err != nil {
 		return err

@@ -65,7 +65,7 @@ func (sw *Switch) attach(h *Host, network string, addrs []netip.Prefix) error {
 	port := h.Name + "-" + network
 	cable := netlink.NewVeth(named(port))
 	cable.PeerName = network
-	cable.PeerNamespace = netlink.NsFd(h.ns.Fd())
+	cable.PeerNamespace = netlink.NsFd(h.net)
 	if err := sw.nl.LinkAdd(cable); err != nil {
 		return driver(err, "veth")
 	}

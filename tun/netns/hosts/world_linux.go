@@ -66,9 +66,9 @@ func start(args []string, newUser bool, leash *os.File) (*exec.Cmd, error) {
 	}
 	if newUser && os.Geteuid() != 0 {
 		// Who is not root loses the capabilities of a new namespace on exec,
-		// but for ambient ones: to make networks and mounts, to serve at ports
-		// such as 53, and to look at packets.
-		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW}
+		// but for ambient ones: to make networks and mounts and to enter them, to
+		// serve at ports such as 53, and to look at packets.
+		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW}
 	}
 	cmd.SysProcAttr = attr
 	return cmd, cmd.Start()
@@ -139,11 +139,11 @@ func mount(from, to, kind string, flags uintptr) error {
 }
 
 // Scratch mounts an empty directory, in memory, and returns its path. It is for a
-// process that has called [Enter], and for its children.
+// process that has called [Enter], and for the hosts that it makes afterwards.
 func Scratch() (dir string, err error) {
 	// Where something can be mounted for a while (FHS); small images lack one or
 	// the other.
-	for _, dir = range []string{"/mnt", "/media", "/srv", "/opt", "/run"} {
+	for _, dir = range []string{"/mnt", "/media", "/srv", "/opt"} {
 		err = unix.Mount("tunroute", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=64m")
 		if !errors.Is(err, unix.ENOENT) {
 			break
