@@ -17,7 +17,7 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 	case s.waiting <- struct{}{}:
 		defer func() { <-s.waiting }()
 	default:
-		return s.fail(q, "too many questions at the resolver")
+		return s.fail(q, whyBusy, whyBusy.text)
 	}
 	switch {
 	case q.policy.Mode == LocalThenRemote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA):
@@ -27,7 +27,7 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 	}
 	r, err := s.ask(ctx, q, q.qtype, network)
 	if err != nil {
-		return s.fail(q, err.Error())
+		return s.fail(q, whySilent, err.Error())
 	}
 	return s.passOn(q, r, network)
 }

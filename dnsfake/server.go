@@ -376,8 +376,7 @@ func (s *Server) lease(q *query) []byte {
 	addr, err := s.pool.lease(q.name, q.qtype == dns.TypeAAAA)
 	if err != nil {
 		s.warnExhausted(err)
-		q.why = whyExhausted
-		return s.fail(q, err.Error())
+		return s.fail(q, whyExhausted, err.Error())
 	}
 	return s.leasedAt(q, addr)
 }
@@ -402,10 +401,12 @@ func (s *Server) negative(q *query, rcode int) []byte {
 	return q.end(appendSOA(q.begin(rcode), s.ttl), rcode)
 }
 
-// fail answers SERVFAIL, which clients keep for a short time or none.
-func (s *Server) fail(q *query, why string) []byte {
+// fail answers SERVFAIL, which clients keep for a short time or none. The client hears
+// why, and the log more.
+func (s *Server) fail(q *query, why extended, more string) []byte {
+	q.why = why
 	s.failed.Add(1)
-	s.debug(q, why)
+	s.debug(q, more)
 	return q.refuse(dns.RcodeServerFailure)
 }
 

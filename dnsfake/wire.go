@@ -389,6 +389,8 @@ var (
 	whyDenied    = extended{dns.ExtendedErrorCodeBlocked, "the rules let nothing through to this name"}
 	whyNobody    = extended{dns.ExtendedErrorCodeProhibited, "nobody may be asked about this name: see dns.remote-resolvers"}
 	whyExhausted = extended{dns.ExtendedErrorCodeOther, "no fake address is left"}
+	whyBusy      = extended{dns.ExtendedErrorCodeOther, "too many questions wait for resolvers"}
+	whySilent    = extended{dns.ExtendedErrorCodeNoReachableAuthority, "no resolver has given an answer that can be passed on"}
 )
 
 // append appends it to the OPT that b ends with.
