@@ -3,10 +3,8 @@ package router
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"tunroute/router/flow"
@@ -15,14 +13,6 @@ import (
 	"tunroute/router/relay"
 	"tunroute/router/rule"
 )
-
-// Clients opens connections to the programs behind the device.
-type Clients interface {
-	// DialTCP connects to a program as if from had, which may be any address. It
-	// blocks until the program has answered or ctx ends; an error Is the errno
-	// that connect(2) would have.
-	DialTCP(ctx context.Context, from, to netip.AddrPort) (relay.Conn, error)
-}
 
 // help returns the client's end of a flow that is connected, with the helper in front
 // of it that its rule wants. A client of a SOCKS server asks for BIND itself.
@@ -85,28 +75,8 @@ func (a *active) serve(bound outbound.Bound, at netip.AddrPort) {
 		Hops:        a.asked.Way(a.out.Hops),
 	}}
 	f.rec.Flow.Source, f.rec.Flow.Target.Port = at, peer.Port()
-	if counted, ok := upstream.(outbound.Relayed); ok {
-		f.upstream, upstream = upstream, counted.Socket()
-	}
 	_, release, _ := a.r.target(from)
 	a.control.data.Add(1)
 	f.release = func() { a.control.data.Add(-1); release() }
-	ctx, cancel := context.WithCancelCause(a.ctx)
-	defer cancel(nil)
-	if !a.r.flows.add(f, cancel) {
-		relay.Reset(upstream)
-		f.end(EndLimit, ErrLimit)
-		return
-	}
-	client, err := a.r.opts.Clients.DialTCP(ctx, from, at)
-	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-		// The last connection to this port of the client has hardly ended.
-		client, err = a.r.opts.Clients.DialTCP(ctx, netip.AddrPortFrom(from.Addr(), 0), at)
-	}
-	if err != nil {
-		relay.Reset(upstream)
-		f.end(EndClient, fmt.Errorf("client does not take the data connection that it asked for: %w", err))
-		return
-	}
-	a.r.relay(ctx, f, client, upstream)
+	a.r.bring(a.ctx, f, upstream, from, at)
 }

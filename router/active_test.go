@@ -187,7 +187,7 @@ func TestActiveFTPFails(t *testing.T) {
 		t.Error("the server's connection lives")
 	}
 	s.router.flows.work.Wait()
-	if !near.reset || !strings.Contains(s.log(), "client does not take the data connection that it asked for: connection refused") {
+	if !near.reset || !strings.Contains(s.log(), "client does not take the connection that is for it: connection refused") {
 		t.Errorf("reset: %v, log:\n%s", near.reset, s.log())
 	}
 	s.d.err = outbound.ErrNoBind

@@ -36,16 +36,28 @@ func (d *Direct) Bind(ctx context.Context, from flow.Target) (Bound, error) {
 	if at.IsValid() {
 		local = netip.AddrPortFrom(at, 0).String()
 	}
+	var err error
+	if b.listener, err = d.listen(ctx, local); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Listen listens at an address of this machine with the interface and the mark of our
+// own connections. Its connections are *net.TCPConns.
+func (d *Direct) Listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+	return d.listen(ctx, at.String())
+}
+
+func (d *Direct) listen(ctx context.Context, at string) (*net.TCPListener, error) {
 	lc := net.ListenConfig{Control: d.control, KeepAliveConfig: keepAlive}
-	// Not more than one connection is wanted, and Multipath TCP, which Go would
-	// listen for, cannot be spliced.
+	// Multipath TCP, for which Go would listen, cannot be spliced.
 	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp", local)
+	l, err := lc.Listen(ctx, "tcp", at)
 	if err != nil {
 		return nil, err
 	}
-	b.listener = l.(*net.TCPListener)
-	return b, nil
+	return l.(*net.TCPListener), nil
 }
 
 // facing returns the address that this machine shows to the first of addrs to which it

@@ -30,6 +30,9 @@ type Config struct {
 	// Where SOCKS and HTTP clients come in, whose flows go by the same rules. For
 	// `run` only. [listen.md](listen.md) tells of it, with examples.
 	Listen Listen `yaml:"listen"`
+	// What is let in from outside, to programs behind the TUN.
+	// [forward.md](forward.md) tells of it, with examples.
+	Forward []Forward `yaml:"forward"`
 	// The TUN interface and the routes into it. `queues`, `routes`, `exclude`,
 	// `table`, `mark` and `strict` are for `run`: `exec` has a network
 	// namespace of its own, from which nothing leads out but its TUN, and one
@@ -345,6 +348,33 @@ type Listener struct {
 // Authenticate is a program that knows users.
 type Authenticate struct {
 	Command []string `yaml:"command,omitempty"`
+}
+
+// Forward brings connections from outside to a program behind the TUN.
+type Forward struct {
+	// An address and a port of this machine at which to listen, and `0.0.0.0` or
+	// `"::"` for all of its addresses. It is for `via: direct`, or an upstream with
+	// the URL `direct`, whose `interface` and `mark` then hold.
+	Listen Endpoint `yaml:"listen,omitempty"`
+	// Where others connect: this machine, which is the default where there is a
+	// `listen`, or a SOCKS server, a chain or a group, which is asked for `BIND`.
+	// The server chooses the address, another one after each connection; the log
+	// says which.
+	Via string `yaml:"via,omitempty"`
+	// Who may connect; everybody where nothing is said. Of a single address the
+	// server is told, as many want it.
+	From []netip.Prefix `yaml:"from,omitempty"`
+	// Where the connections go: the address and the port of a program behind the
+	// TUN, or a port alone for the machine that has the TUN itself; with `exec`
+	// that is the command.
+	To ForwardTo `yaml:"to"`
+	// Whether the program sees who has connected. Its answers find their way back
+	// only where that address is routed into the TUN: always with `exec`, with
+	// `run` where `routes` has it and the machine no route of its own. Otherwise
+	// the program sees the address of the resolver.
+	KeepSource bool `yaml:"keep-source,omitempty"`
+
+	at, atVia, atListen place
 }
 
 // TUN is the interface that programs send their packets to.

@@ -100,6 +100,7 @@ func (d *decoder) link(c *Config) {
 	d.circles(c.Upstreams, byName)
 	round -= len(d.errs)
 	d.linkListeners(c)
+	d.linkForwards(c, names, byName)
 	if round == 0 { // or there is no end to where they lead
 		d.linkResolvers(c, names)
 	}

@@ -32,6 +32,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Protection]():       func(s string) (any, error) { return parseEnum("protection", protections, s) },
 	reflect.TypeFor[Compatibility]():    func(s string) (any, error) { return parseEnum("compatibility", compatibilities, s) },
 	reflect.TypeFor[Mode]():             func(s string) (any, error) { return parseEnum("mode", modes, s) },
+	reflect.TypeFor[ForwardTo]():        func(s string) (any, error) { return parseForwardTo(s) },
 	reflect.TypeFor[Helper]():           func(s string) (any, error) { return parseEnum("helper", helpers, s) },
 	reflect.TypeFor[Format]():           func(s string) (any, error) { return parseEnum("format", formats, s) },
 	reflect.TypeFor[Level]():            func(s string) (any, error) { return parseLevel(s) },

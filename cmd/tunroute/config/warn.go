@@ -25,6 +25,7 @@ func (s *source) warnings(c *Config) Errors {
 		}
 	}
 	s.unused(c, warn)
+	c.forwardWarnings(warn)
 	leaky := make(map[*Upstream]bool)
 	for i := range c.Rules {
 		r := &c.Rules[i]
@@ -102,6 +103,9 @@ func (s *source) unused(c *Config, warn func(place, string, string, ...any)) {
 	used := make(map[*Upstream]bool)
 	for _, r := range c.Rules {
 		c.walk(r.Via, func(u *Upstream) { used[u] = true })
+	}
+	for _, f := range c.Forward {
+		c.walk(f.Via, func(u *Upstream) { used[u] = true })
 	}
 	for _, r := range c.DNS.Resolvers {
 		c.walk(r.Via, func(u *Upstream) { used[u] = true })

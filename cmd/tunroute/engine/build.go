@@ -332,6 +332,7 @@ func needsRestart(was, is *config.Config) string {
 		{"tun", was.TUN, is.TUN},
 		{"dns", fixed(was.DNS), fixed(is.DNS)},
 		{"listen", was.Listen, is.Listen},
+		{"forward", was.Forward, is.Forward},
 		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
 		{"limits.flows", was.Limits.Flows, is.Limits.Flows},
 		{"limits.half-open", was.Limits.HalfOpen, is.Limits.HalfOpen},

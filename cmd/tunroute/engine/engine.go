@@ -233,6 +233,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	if err == nil {
 		clients, err = e.listenSocks(ctx, &opened)
 	}
+	var forwards []*forward
+	if err == nil {
+		forwards, err = e.listenForward(ctx, &opened)
+	}
 	if err != nil {
 		opened.close()
 		if e.opts.Device != nil {
@@ -285,6 +289,9 @@ func (e *Engine) Run(ctx context.Context) error {
 				stopFront()
 			}
 		})
+	}
+	for _, f := range forwards {
+		ways.Go(func() { f.run(front) })
 	}
 	if e.stack != nil {
 		ways.Go(func() {
