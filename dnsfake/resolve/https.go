@@ -3,6 +3,7 @@ package resolve
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -25,6 +28,7 @@ const httpsConns = 4
 type https struct {
 	url       string
 	transport *http.Transport
+	patient   time.Duration
 	stop      context.CancelFunc
 
 	mu     sync.Mutex // guards what follows
@@ -35,7 +39,16 @@ type https struct {
 // trackedConn is a connection that is known until it is closed.
 type trackedConn struct {
 	net.Conn
-	of *https
+	of    *https
+	heard atomic.Int64 // when something came last, in nanoseconds; or when it was opened
+}
+
+func (c *trackedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.heard.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 func (c *trackedConn) Close() error {
@@ -46,7 +59,7 @@ func (c *trackedConn) Close() error {
 }
 
 func newHTTPS(s *Server, patient time.Duration) *https {
-	h := &https{url: s.URL, conns: make(map[*trackedConn]struct{})}
+	h := &https{url: s.URL, patient: patient, conns: make(map[*trackedConn]struct{})}
 	var ctx context.Context
 	ctx, h.stop = context.WithCancel(context.Background())
 	h.transport = &http.Transport{
@@ -86,9 +99,22 @@ func (h *https) track(conn net.Conn) (net.Conn, error) {
 		conn.Close()
 		return nil, ErrClosed
 	}
-	c := &trackedConn{conn, h}
+	c := &trackedConn{Conn: conn, of: h}
+	c.heard.Store(time.Now().UnixNano())
 	h.conns[c] = struct{}{}
 	return c, nil
+}
+
+// end ends the connections on which nothing has come since a time.
+func (h *https) end(since time.Time) {
+	h.mu.Lock()
+	conns := slices.Collect(maps.Keys(h.conns))
+	h.mu.Unlock()
+	for _, c := range conns {
+		if c.heard.Load() < since.UnixNano() {
+			c.Close()
+		}
+	}
 }
 
 // close ends all connections.
@@ -96,16 +122,22 @@ func (h *https) close() {
 	h.stop()
 	h.mu.Lock()
 	h.closed = true
-	conns := slices.Collect(maps.Keys(h.conns))
 	h.mu.Unlock()
-	for _, c := range conns {
-		c.Close()
-	}
+	h.end(time.Now().Add(time.Hour))
 	h.transport.CloseIdleConnections()
 }
 
-// exchange asks.
+// exchange asks, and again where a connection proves to be dead, as those do that end
+// while nobody uses them.
 func (h *https) exchange(ctx context.Context, q *query, edns bool) ([]byte, error) {
+	answer, err := h.once(ctx, q, edns)
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return h.once(ctx, q, edns)
+	}
+	return answer, err
+}
+
+func (h *https) once(ctx context.Context, q *query, edns bool) ([]byte, error) {
 	// The id is 0, by which proxies on the way know equal questions (RFC 8484
 	// §4.1); whose answer it is HTTP says.
 	msg := q.message(0, edns, true)
@@ -115,7 +147,14 @@ func (h *https) exchange(ctx context.Context, q *query, edns bool) ([]byte, erro
 	}
 	req.Header.Set("Content-Type", messageType)
 	req.Header.Set("Accept", messageType)
-	req.Header.Set("User-Agent", "")       // none
+	req.Header.Set("User-Agent", "") // none
+	defer func() {
+		if timedOut(ctx) {
+			// Where nothing came lately a new connection may do better. The half
+			// is for those that were opened for this question.
+			h.end(time.Now().Add(-h.patient / 2))
+		}
+	}()
 	res, err := h.transport.RoundTrip(req) // which follows no redirect
 	if err != nil {
 		return nil, err

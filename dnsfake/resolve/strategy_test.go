@@ -127,6 +127,31 @@ func TestRace(t *testing.T) {
 	}
 }
 
+// TestRaceKeepsConnections: that of a server that was slower is good for the next
+// question.
+func TestRaceKeepsConnections(t *testing.T) {
+	for _, tr := range []Transport{TCP, TLS, HTTPS} {
+		synctest.Test(t, func(t *testing.T) {
+			slow := newPeer(t, func(w *writer, q *dns.Msg) {
+				time.Sleep(time.Second)
+				honest(w, q)
+			})
+			slow.roomy = true
+			fast := newPeer(t, honest)
+			r := start(t, Options{Servers: []Server{slow.server(tr), fast.server(tr)}, Strategy: Race})
+			for range 5 {
+				if got := ask(t, r, "www.example.com"); got != honestly {
+					t.Errorf("%v: %s", tr, got)
+				}
+				time.Sleep(2 * time.Second)
+			}
+			if a, b := len(slow.dialled()), len(fast.dialled()); a != 1 || b != 1 {
+				t.Errorf("%v: %d and %d connections", tr, a, b)
+			}
+		})
+	}
+}
+
 // TestDeadline: however many servers there are that say nothing.
 func TestDeadline(t *testing.T) {
 	for _, strategy := range []Strategy{Failover, Race} {

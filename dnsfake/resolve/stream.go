@@ -263,7 +263,7 @@ func (c *stream) exchange(ctx context.Context, question []byte, message func(id 
 		c.mu.Lock()
 		silent := c.heard == heard
 		c.mu.Unlock()
-		if silent {
+		if silent && timedOut(ctx) {
 			// Nothing came at all: a new connection may do better.
 			c.end(context.Cause(ctx))
 		}
@@ -278,6 +278,10 @@ func (c *stream) blames(question []byte) bool {
 	defer c.mu.Unlock()
 	return len(question) > 0 && len(c.blamed) > 0 && &question[0] == &c.blamed[0]
 }
+
+// timedOut tells whether ctx ended because there was no answer, and not because nobody
+// wants one any more.
+func timedOut(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errTimeout) }
 
 // ended says why the connection has ended; nil while it has not.
 func (c *stream) ended() error {
@@ -318,7 +322,8 @@ func (c *stream) leave(id uint16, w *waiter) {
 	}
 }
 
-// write writes one message. That it cannot ends the connection.
+// write writes one message. That it cannot ends the connection: what is half written
+// cannot be taken back.
 func (c *stream) write(ctx context.Context, msg []byte) error {
 	select {
 	case c.writing <- struct{}{}:
@@ -326,13 +331,19 @@ func (c *stream) write(ctx context.Context, msg []byte) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	// Whoever does not read has to be left: what is half written cannot be
-	// taken back.
-	defer context.AfterFunc(ctx, c.hangUp)()
 	err := c.conn.SetWriteDeadline(time.Now().Add(c.patient))
 	if err == nil {
+		// A write that is done when ctx ends does no harm to the connection.
+		ended := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
+			close(ended)
+		})
 		frame := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
 		_, err = c.conn.Write(append(frame, msg...))
+		if !stop() {
+			<-ended // before the next one sets a deadline
+		}
 	}
 	if err != nil {
 		if ctx.Err() != nil {
