@@ -75,6 +75,9 @@ type Policy struct {
 	// the name if it is not Local, of which clients get what does not lead
 	// past the fake address. Else they are empty.
 	Services bool
+
+	// StripECH takes the keys for an encrypted ClientHello out of them.
+	StripECH bool
 }
 
 const (
@@ -104,10 +107,6 @@ type Options struct {
 	// only then. Nil means that all do.
 	SameWay func(a, b string) bool
 
-	// StripECH takes the keys for an encrypted ClientHello out of HTTPS and
-	// SVCB records.
-	StripECH bool
-
 	// MaxForwards is how many questions wait for a resolver at once; one more
 	// fails at once. Zero means 256. Each may hold a socket.
 	MaxForwards int
@@ -127,7 +126,6 @@ type Server struct {
 	pool     *Pool
 	policyOf func(name string) Policy
 	sameWay  func(a, b string) bool
-	stripECH bool
 	ttl      uint32
 	log      *slog.Logger
 	waiting  chan struct{} // holds a token for each question at a resolver
@@ -171,7 +169,6 @@ func New(o Options) (*Server, error) {
 		pool:     o.Pool,
 		policyOf: o.Policy,
 		sameWay:  o.SameWay,
-		stripECH: o.StripECH,
 		ttl:      uint32(o.TTL / time.Second),
 		log:      o.Logger,
 		waiting:  make(chan struct{}, o.MaxForwards),

@@ -80,7 +80,7 @@ func (s *Server) servicesOf(q *query, rrs []dns.RR) []*dns.SVCB {
 		if svc.Priority > 0 && strings.EqualFold(svc.Target, owner) {
 			svc.Target = "."
 		}
-		if s.scrub(svc) && s.mayTell(q, svc.Target) {
+		if q.policy.scrub(svc) && s.mayTell(q, svc.Target) {
 			found = append(found, svc)
 		}
 	}
@@ -113,9 +113,9 @@ func (s *Server) mayTell(q *query, target string) bool {
 
 // scrub takes out of a record what may not be told. False means that nothing of
 // use is left of it.
-func (s *Server) scrub(svc *dns.SVCB) bool {
+func (p *Policy) scrub(svc *dns.SVCB) bool {
 	hidden := func(k dns.SVCBKey) bool {
-		return k == dns.SVCB_IPV4HINT || k == dns.SVCB_IPV6HINT || k == dns.SVCB_ECHCONFIG && s.stripECH
+		return k == dns.SVCB_IPV4HINT || k == dns.SVCB_IPV6HINT || k == dns.SVCB_ECHCONFIG && p.StripECH
 	}
 	svc.Value = slices.DeleteFunc(svc.Value, func(v dns.SVCBKeyValue) bool { return hidden(v.Key()) })
 	for i, v := range svc.Value {
@@ -123,7 +123,7 @@ func (s *Server) scrub(svc *dns.SVCB) bool {
 		if !ok {
 			continue
 		}
-		if s.stripECH && slices.Contains(mandatory.Code, dns.SVCB_ECHCONFIG) {
+		if p.StripECH && slices.Contains(mandatory.Code, dns.SVCB_ECHCONFIG) {
 			return false // whoever has no keys must not use it (RFC 9460 §8)
 		}
 		mandatory.Code = slices.DeleteFunc(mandatory.Code, hidden)

@@ -16,13 +16,22 @@ func services(mode func(string) Mode, r Exchanger) func(string) Policy {
 	}
 }
 
+// stripping is a policy that takes out keys, or not.
+func stripping(strip bool, policy func(string) Policy) func(string) Policy {
+	return func(name string) Policy {
+		p := policy(name)
+		p.StripECH = strip
+		return p
+	}
+}
+
 // TestServices: what clients are told of the HTTPS and SVCB records of a faked name.
 func TestServices(t *testing.T) {
 	const none = "NOERROR" + soa
 	for _, tt := range []struct {
 		what, name string
 		records    []string
-		strip      bool // Options.StripECH
+		strip      bool // Policy.StripECH
 		want       string
 	}{
 		{"hints go", "www.test.", []string{
@@ -79,9 +88,8 @@ func TestServices(t *testing.T) {
 		t.Run(tt.what, func(t *testing.T) {
 			var networks []string
 			s := newServer(t, Options{
-				StripECH: tt.strip,
-				SameWay:  func(a, b string) bool { return a == "www.test" && b != "elsewhere.test" },
-				Policy: services(bySuffix, exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
+				SameWay: func(a, b string) bool { return a == "www.test" && b != "elsewhere.test" },
+				Policy: stripping(tt.strip, services(bySuffix, exchangerFunc(func(_ context.Context, query []byte, network string) ([]byte, error) {
 					networks = append(networks, network)
 					a := new(dns.Msg).SetReply(unpack(t, query))
 					for _, r := range tt.records {
@@ -96,7 +104,7 @@ func TestServices(t *testing.T) {
 						a.Answer = append(a.Answer, rr)
 					}
 					return a.Pack()
-				})),
+				}))),
 			})
 			m := ask(t, s, question(t, tt.name, dns.TypeHTTPS, edns(1232, true)))
 			if got := text(m); got != tt.want && !(tt.want == "NOERROR" && strings.HasPrefix(got, tt.want)) {

@@ -387,7 +387,7 @@ type extended struct {
 // SOA and one of these are some 400 octets.
 var (
 	whyDenied    = extended{dns.ExtendedErrorCodeBlocked, "the rules let nothing through to this name"}
-	whyNobody    = extended{dns.ExtendedErrorCodeProhibited, "nobody may be asked about this name: see dns.remote-resolvers"}
+	whyNobody    = extended{dns.ExtendedErrorCodeProhibited, "nobody may be asked: the rules reject the name, or there are no dns.remote-resolvers"}
 	whyExhausted = extended{dns.ExtendedErrorCodeOther, "no fake address is left"}
 	whyBusy      = extended{dns.ExtendedErrorCodeOther, "too many questions wait for resolvers"}
 	whySilent    = extended{dns.ExtendedErrorCodeNoReachableAuthority, "no resolver has given an answer that can be passed on"}

@@ -358,6 +358,7 @@ func needsRestart(was, is *config.Config) string {
 // fixed is what of dns takes a new start to change.
 func fixed(d config.DNS) config.DNS {
 	d.Resolvers, d.Strategy, d.Hosts, d.RebindAllow, d.RemoteResolvers = nil, 0, nil, nil, nil
+	d.HTTPS, d.ECH, d.Rejected, d.Direct, d.RejectEncrypted = 0, 0, 0, 0, false
 	return d
 }
 

@@ -104,12 +104,11 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	e.groups.all, e.limits = b.groups, b.limits
 	e.names.Store(b.names)
 	e.dns, err = dnsfake.New(dnsfake.Options{
-		Pool:     e.pool,
-		Policy:   func(name string) dnsfake.Policy { return e.names.Load().policy(name) },
-		SameWay:  func(a, b string) bool { return e.names.Load().sameWay(a, b) },
-		StripECH: cfg.DNS.ECH == config.Strip,
-		TTL:      cfg.DNS.TTL,
-		Logger:   o.Logger,
+		Pool:    e.pool,
+		Policy:  func(name string) dnsfake.Policy { return e.names.Load().policy(name) },
+		SameWay: func(a, b string) bool { return e.names.Load().sameWay(a, b) },
+		TTL:     cfg.DNS.TTL,
+		Logger:  o.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)

@@ -97,6 +97,7 @@ func (n *names) policy(name string) dnsfake.Policy {
 		Resolver: n.local,
 		NoIPv6:   n.noIPv6,
 		Services: n.cfg.DNS.HTTPS == config.Fetch,
+		StripECH: n.cfg.DNS.ECH == config.Strip,
 	}
 	if n.cfg.DNS.RejectsName(name) {
 		p.Denied = true

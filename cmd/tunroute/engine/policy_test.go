@@ -240,6 +240,14 @@ dns: {resolvers: ['%s'], %s}
 	if got := what("rejected.test."); got != fake {
 		t.Errorf("after a reload: %s, want %s", got, fake)
 	}
+	if err := l.Engine.Reload(enginetest.Parse(t, text, here.Addr, "reject-encrypted: true, https: nodata, ech: strip")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"rejected.test.": fake, "www.direct.test.": fake, "dns.google.": none} {
+		if got := what(name); got != want {
+			t.Errorf("%s after a reload of dns: %s, want %s", name, got, want)
+		}
+	}
 
 	// If nothing is said, both have fake ones.
 	l = enginetest.Start(t, text, here.Addr, "capture: true")
