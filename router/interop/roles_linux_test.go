@@ -27,6 +27,8 @@ var roles = map[string]func(args []string) error{
 	"streams":  streamsRole,
 	"udp":      udpRole,
 	"short":    shortRole,
+	"lease":    leaseRole,
+	"leased":   leasedRole,
 }
 
 // generateRole SEED SIZE prints what generate writes.
