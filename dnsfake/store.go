@@ -319,7 +319,7 @@ func (s *store) wait(b *notes) {
 		s.unsaved.Add(1)
 		now, last := s.pool.stamp(), s.warned.Load()
 		if now-last >= int64(warnEvery) && s.warned.CompareAndSwap(last, now) {
-			s.pool.log.Warn("leases: the disk is slow, and answers do not wait for it", "file", s.path, "longer than", saveWait)
+			s.pool.log.Warn("leases: the disk is slow, and answers do not wait for it", "file", s.path, "limit", saveWait)
 		}
 	}
 }
