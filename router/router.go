@@ -285,12 +285,20 @@ func (q packetCall) Refuse(err error) {
 // relayInLoop has f relayed without this goroutine, where its ends allow that.
 func (r *Router) relayInLoop(f *tcpFlow, client relay.Conn, upstream outbound.Conn) bool {
 	loop := r.loop.Load()
-	stream, isStream := client.(relay.Stream)
 	socket, isSocket := upstream.(*net.TCPConn)
-	if loop == nil || !isStream || !isSocket {
+	if loop == nil || !isSocket {
 		return false
 	}
-	in, err := loop.Relay(stream, socket, &f.counters, f)
+	var in *relay.Flow
+	var err error
+	switch c := client.(type) {
+	case relay.Stream:
+		in, err = loop.Relay(c, socket, &f.counters, f)
+	case *net.TCPConn:
+		in, err = loop.RelaySockets(c, socket, &f.counters, f)
+	default:
+		return false
+	}
 	if err != nil {
 		r.log.Warn("relay with a goroutine", "err", err)
 		return false

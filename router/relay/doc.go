@@ -1,8 +1,8 @@
 // Package relay copies bytes between the two ends of a TCP flow.
 //
 // There are two relays that do the same. [Loop] is for a client that is a
-// [Stream] and an upstream that is a socket: it copies nothing in user space, and
-// a flow that is idle costs neither a goroutine nor a buffer. [Relay] works with
+// [Stream], or a socket itself, and an upstream that is a socket: it copies nothing
+// in user space, and a flow that is idle costs neither a goroutine nor a buffer. [Relay] works with
 // any two connections, at the price of two goroutines and a buffer for each
 // direction. One suite of tests runs against both.
 //

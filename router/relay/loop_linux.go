@@ -29,10 +29,12 @@ type Loop struct {
 	conn  syscall.RawConn // of epoll
 
 	mu     sync.RWMutex
-	flows  map[int32]*Flow // by file descriptor
+	flows  map[int32]*Flow // by file descriptor; one between sockets has two
+	count  int             // flows
 	closed bool            // Run ends
 	work   sync.WaitGroup  // flows, until their owners have been told; added to under mu, until closed
 
+	pipes pipePool
 	ready readyQueue
 	ended endQueue
 }
@@ -82,7 +84,7 @@ func (l *Loop) Run(ctx context.Context) {
 		for _, e := range events[:n] {
 			// A number may be another flow's by now; it is woken in vain.
 			f := l.flows[e.Fd]
-			if f == nil || !f.mark(upstreamEvents(e.Events)) {
+			if f == nil || !f.mark(f.events(e.Fd, e.Events)) {
 				continue
 			}
 			if last != nil {
@@ -109,6 +111,7 @@ func (l *Loop) Run(ctx context.Context) {
 		f.Cancel(context.Cause(ctx))
 	}
 	l.work.Wait()
+	l.pipes.close()
 }
 
 // othersRan lets other goroutines run and says whether they took their time. The
@@ -137,18 +140,14 @@ func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, owner Ow
 		return nil, net.ErrClosed
 	}
 	l.flows[f.fd] = f
+	l.count++
 	l.work.Add(1)
 	l.mu.Unlock()
-	cerr := l.conn.Control(func(epoll uintptr) {
-		err = syscall.EpollCtl(int(epoll), syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
-			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered, Fd: f.fd,
-		})
-	})
-	if err := errors.Join(cerr, err); err != nil {
+	if err := l.watch(fd); err != nil {
 		l.forget(f)
 		l.work.Done()
 		syscall.Close(fd)
-		return nil, os.NewSyscallError("epoll_ctl", err)
+		return nil, err
 	}
 	// From here on the socket is the flow's alone. What package net keeps for one,
 	// with its place in the runtime's poller, is more than a kilobyte.
@@ -157,6 +156,16 @@ func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, owner Ow
 	f.state.Or(up | down)
 	l.ready.push(f)
 	return f, nil
+}
+
+// watch has Run hear of a socket.
+func (l *Loop) watch(fd int) (err error) {
+	cerr := l.conn.Control(func(epoll uintptr) {
+		err = syscall.EpollCtl(int(epoll), syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
+			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered, Fd: int32(fd),
+		})
+	})
+	return os.NewSyscallError("epoll_ctl", errors.Join(cerr, err))
 }
 
 // detach returns another descriptor of the socket.
@@ -182,13 +191,17 @@ func detach(c *net.TCPConn) (fd int, err error) {
 func (l *Loop) Flows() int {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return len(l.flows)
+	return l.count
 }
 
 func (l *Loop) forget(f *Flow) {
 	l.mu.Lock()
 	if l.flows[f.fd] == f {
 		delete(l.flows, f.fd)
+		l.count--
+	}
+	if s := f.sockets; s != nil && l.flows[s.client] == f {
+		delete(l.flows, s.client)
 	}
 	if len(l.flows) == 0 {
 		l.flows = make(map[int32]*Flow) // a map keeps its size for ever
@@ -201,21 +214,23 @@ const edgeTriggered = 1 << 31
 
 // What a flow is woken for, and that it runs.
 const (
-	up      uint32 = 1 << iota // there may be something to send up, or room for it
-	down                       // the same down
-	hangup                     // the upstream has said that it has no more, or has broken
-	stopped                    // Cancel was called, or the stream stops
-	running                    // the flow is in the queue, or with a worker
+	up           uint32 = 1 << iota // there may be something to send up, or room for it
+	down                            // the same down
+	hangup                          // the upstream has said that it has no more, or has broken
+	stopped                         // Cancel was called, or the stream stops
+	running                         // the flow is in the queue, or with a worker
+	clientHangup                    // of a flow between sockets, as hangup
 )
 
 // Flow is a flow of a Loop. All but the atomic state and the counters belongs to
 // the worker that runs it.
 type Flow struct {
-	loop   *Loop
-	client Stream
-	n      *Counters
-	owner  Owner
-	fd     int32 // of the upstream's socket, which is nobody else's
+	loop    *Loop
+	client  Stream   // or
+	sockets *sockets // where that is nil
+	n       *Counters
+	owner   Owner
+	fd      int32 // of the upstream's socket, which is nobody else's
 
 	state atomic.Uint32
 	cause atomic.Pointer[error] // of Cancel
@@ -303,8 +318,15 @@ func (w *worker) step(f *Flow, what uint32) (more uint32) {
 		if cause := f.cause.Load(); cause != nil {
 			err = *cause
 		}
-		f.fail(Canceled, err)
+		if f.sockets != nil {
+			f.failSockets(Canceled, err)
+		} else {
+			f.fail(Canceled, err)
+		}
 		return 0
+	}
+	if f.sockets != nil {
+		return w.stepSockets(f, what)
 	}
 	if what&hangup != 0 {
 		f.eof = true
@@ -442,7 +464,9 @@ func (f *Flow) checkUpstream() {
 type worker struct {
 	flow  *Flow // whose turn it is
 	moved int   // bytes in this turn, both ways
-	iovs  []syscall.Iovec
+
+	failing int // writeFailed runs
+	iovs    []syscall.Iovec
 
 	// toUpstream, fromUpstream and the queue's work, bound once: nothing is
 	// allocated for a turn.
@@ -554,6 +578,10 @@ func (f *Flow) over(end End, err error, closeBoth func()) {
 	f.ended = true
 	f.loop.forget(f)
 	closeBoth()
+	if s := f.sockets; s != nil {
+		s.up.release(&f.loop.pipes)
+		s.down.release(&f.loop.pipes)
+	}
 	f.owner.Ended(end, err)
 	f.loop.ended.push(f)
 }

@@ -26,6 +26,11 @@ func (*Loop) Relay(Stream, *net.TCPConn, *Counters, Owner) (*Flow, error) {
 	return nil, errors.ErrUnsupported
 }
 
+// RelaySockets is not reached.
+func (*Loop) RelaySockets(client, upstream *net.TCPConn, _ *Counters, _ Owner) (*Flow, error) {
+	return nil, errors.ErrUnsupported
+}
+
 // Flow is a flow of a Loop.
 type Flow struct{}
 

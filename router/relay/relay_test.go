@@ -113,6 +113,39 @@ func onLoop(t testing.TB) relayer {
 	}
 }
 
+// betweenSockets is onLoop for a client with a socket. Without pipes it copies.
+func betweenSockets(t testing.TB) relayer {
+	l, err := NewLoop()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan struct{})
+	go func() { l.Run(ctx); close(ran) }()
+	t.Cleanup(func() {
+		cancel()
+		<-ran
+		if n := l.Flows(); n != 0 {
+			t.Errorf("%d flows are left in the loop", n)
+		}
+	})
+	return func(t testing.TB, ctx context.Context) (peer, peer, *Counters, chan result) {
+		t.Helper()
+		cl, c := pair(t)
+		up, u := pair(t)
+		n, done := new(Counters), make(chan result, 1)
+		f, err := l.RelaySockets(c, u, n, owner(func(end End, err error) { done <- result{end, err} }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		context.AfterFunc(ctx, func() { f.Cancel(context.Cause(ctx)) })
+		return tcpPeer{cl}, tcpPeer{up}, n, done
+	}
+}
+
 // skipWithoutLoop skips a test where there is no Loop, which Linux always has.
 func skipWithoutLoop(t testing.TB) {
 	t.Helper()
@@ -133,6 +166,13 @@ func each(t *testing.T, f func(t *testing.T, start relayer)) {
 	t.Run("portable", func(t *testing.T) { f(t, portable) })
 	t.Run("loop", func(t *testing.T) {
 		start := onLoop(t)
+		if start == nil {
+			skipWithoutLoop(t)
+		}
+		f(t, start)
+	})
+	t.Run("sockets", func(t *testing.T) {
+		start := betweenSockets(t)
 		if start == nil {
 			skipWithoutLoop(t)
 		}
