@@ -154,6 +154,19 @@ func TestPrivateAddresses(t *testing.T) {
 	})
 }
 
+// TestSystemIsBelieved: as the machine's own programs do.
+func TestSystemIsBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(t, func(w *writer, q *dns.Msg) { w.answer(q, rr(q.Question[0].Name+" 60 IN A 10.0.0.1")) })
+		path := t.TempDir() + "/resolv.conf"
+		writeFile(t, path, "nameserver "+p.addr.Addr().String()+"\n", 0)
+		r := start(t, Options{Servers: []Server{{System: NewSystem(path), Dial: p.server(UDP).Dial}}})
+		if got := ask(t, r, "db.prod.example.com"); got != "NOERROR 10.0.0.1" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
 func TestBelow(t *testing.T) {
 	for _, tt := range []struct {
 		name, domain string

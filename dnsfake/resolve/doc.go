@@ -33,7 +33,9 @@
 // for them, and the SOA record where there is nothing. A server that adds what it was
 // not asked for has not been heard. Addresses of private networks are taken out of
 // answers about names of the public tree, lest a page reach this network by way of a
-// name of its own (rebinding), unless [Options.Private] says otherwise.
+// name of its own (rebinding), unless [Options.Private] says otherwise. The servers of a
+// [System] are believed as the machine itself believes them: many a network has its
+// own machines under names of the public tree.
 //
 // A [Cache] keeps answers as messages and tells them with the time that is left. Its
 // doc comment says for how long, and what stands in for what cannot be had.

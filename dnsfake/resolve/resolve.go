@@ -50,7 +50,8 @@ type Options struct {
 
 	// Private returns whether addresses of private networks are taken in
 	// answers about a name of the public tree, which is in lower case and
-	// without final dot. Nil means that they are not.
+	// without final dot. Nil means that they are not. Of a [System] they are in
+	// any case.
 	Private func(name string) bool
 
 	// Timeout is for one try of one server by UDP; where a connection has to be
@@ -170,6 +171,7 @@ func (r *Resolver) servers() ([]*upstream, error) {
 			u := r.system[a]
 			if u == nil {
 				u = newUpstream(Plain(a, s.Dial), r.opts.Timeout)
+				u.trusted = true
 				r.system[a] = u
 			}
 			delete(gone, a)
@@ -357,7 +359,7 @@ func (r *Resolver) try(ctx context.Context, u *upstream, q *query, private bool)
 	msg, err := u.exchange(ctx, q)
 	var a *answer
 	if err == nil {
-		a, err = clean(msg, q, private)
+		a, err = clean(msg, q, private || u.trusted)
 	}
 	if ctx.Err() != nil && err != nil {
 		return nil, err // which says nothing of the server
@@ -390,6 +392,7 @@ var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 type upstream struct {
 	Server
 	timeout time.Duration
+	trusted bool     // with private addresses: the machine's programs take those from it
 	streams *streams // of all but HTTPS
 	https   *https
 	noUDP   atomic.Bool // the way there carries TCP only

@@ -457,7 +457,7 @@ type DNS struct {
 	// `.example.org` for it and everything below, or `.` for all. In answers
 	// about other names of the public tree they are left out, so that no page
 	// reaches into this network by a name of its own. Names that `names` or a
-	// resolver's `for` lists may have them too.
+	// resolver's `for` lists may have them too, and all of which `system` says so.
 	RebindAllow []rule.Dest `yaml:"rebind-allow"`
 	// Who is asked for what is no address of a name with the mode `remote` that
 	// goes through a server: addresses of DNS servers, with port 53 where none
