@@ -86,6 +86,10 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 		f.end(EndLimit, err)
 		return
 	}
+	if b := snap.options(f.rec.Verdict.Index).Bandwidth; b != nil {
+		f.pipe = b.Join(&f.rec.Flow)
+		f.counters.UpLimit, f.counters.DownLimit = f.pipe.Up, f.pipe.Down
+	}
 
 	dial, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

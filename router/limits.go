@@ -62,6 +62,9 @@ func (s *Snapshot) expire(now time.Time) {
 		if o.Limit != nil {
 			o.Limit.Expire(now)
 		}
+		if o.Bandwidth != nil {
+			o.Bandwidth.Expire(now)
+		}
 	}
 }
 

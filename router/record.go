@@ -223,6 +223,7 @@ type Stats struct {
 	Orphans, Failed, Rejected uint64
 	FlowsEvicted, UDPEvicted  uint64
 	FlowsRefused              uint64 // for there was no room
+	UDPLimited                uint64 // datagrams that went faster than the bandwidth of their rule
 	Limited                   uint64 // flows that a limit of rules, sources, users or new flows has refused
 }
 
@@ -241,6 +242,6 @@ func (r *Router) Stats() Stats {
 		TCP: r.stats.tcp.Load(), UDP: r.stats.udp.Load(),
 		Up: r.stats.up.Load(), Down: r.stats.down.Load(),
 		Orphans: r.stats.orphans.Load(), Failed: r.stats.failed.Load(), Rejected: r.stats.rejected.Load(),
-		FlowsEvicted: evicted, UDPEvicted: u.Evicted, FlowsRefused: refused, Limited: r.stats.limited.Load(),
+		FlowsEvicted: evicted, UDPEvicted: u.Evicted, UDPLimited: u.Limited, FlowsRefused: refused, Limited: r.stats.limited.Load(),
 	}
 }

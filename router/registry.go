@@ -52,6 +52,7 @@ type tcpFlow struct {
 	rec      Record // up to its Outbound and Start it does not change once the flow is counted
 	release  func()
 	held     held
+	pipe     *limit.Pipe // nil: none
 	counters relay.Counters
 	cut      atomic.Pointer[cut] // why we have ended it; nil if we have not
 	relayed  atomic.Bool         // it is connected on both sides

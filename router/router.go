@@ -83,8 +83,9 @@ type SnapshotOptions struct {
 
 // RuleOptions are what a rule says besides where its flows go.
 type RuleOptions struct {
-	Limit *limit.Limiter // nil: none
-	Log   Events         // what is logged of its flows
+	Limit     *limit.Limiter   // nil: none
+	Bandwidth *limit.Bandwidth // nil: no limit
+	Log       Events           // what is logged of its flows
 }
 
 // NewSnapshot returns the Snapshot of a table and the outbounds that it names.
@@ -329,6 +330,7 @@ func (f *tcpFlow) settle(e End, err error) {
 	f.r.flows.remove(f)
 	f.release()
 	f.held.release()
+	f.pipe.Leave()
 	if f.upstream != nil {
 		f.upstream.Close()
 	}
@@ -390,8 +392,13 @@ func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
 			rec.end(EndLimit, err)
 			break
 		}
-		if held != nil {
-			d.Release = func() { release(); held.release() }
+		var pipe *limit.Pipe
+		if b := snap.options(rec.Verdict.Index).Bandwidth; b != nil {
+			pipe = b.Join(&rec.Flow)
+			d.Up, d.Down = pipe.Up, pipe.Down
+		}
+		if held != nil || pipe != nil {
+			d.Release = func() { release(); held.release(); pipe.Leave() }
 		}
 		rec.asked = &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
 		d.Dialer = flowDialer{o, rec.asked}

@@ -24,7 +24,7 @@ import (
 //	floor 4   cmd/tunroute            bench
 //	floor 3   cmd/tunroute/engine  ─► all of floor 2 (the only meeting place)
 //	floor 2   tun     stack     dnsfake     router        never sideways
-//	floor 1   route   netns     resolve     flow socks httpconnect ident gssapi ftp relay
+//	floor 1   route   netns     resolve     flow socks httpconnect ident gssapi ftp relay pace
 var floors = map[string][]string{
 	"tun":                 {"tun"},
 	"stack":               {"stack"},
@@ -32,17 +32,18 @@ var floors = map[string][]string{
 	"router":              {"router"},
 	"router/flow":         {},
 	"router/socks":        {},
-	"router/relay":        {},
+	"router/relay":        {"router/pace"},
 	"router/httpconnect":  {},
 	"router/ident":        {},
 	"router/ftp":          {"router/relay"},
 	"router/gssapi":       {"router/relay"},
 	"router/gssapi/krb5":  {"router/gssapi"},
 	"router/rule":         {"router/flow"},
-	"router/limit":        {"router/flow"},
+	"router/limit":        {"router/flow", "router/pace"},
+	"router/pace":         {},
 	"router/outbound":     {"router/flow", "router/socks", "router/httpconnect", "router/gssapi", "router/relay", "router/outbound", "router/interop/servers"},
 	"router/inbound":      {"router/flow", "router/gssapi", "router/socks", "router/httpconnect", "router/ident", "router/relay", "router/outbound"},
-	"router/udpnat":       {"router/flow", "router/outbound"},
+	"router/udpnat":       {"router/flow", "router/outbound", "router/pace"},
 	"router/interop":      {"router/interop", "router/socks"},
 	"cmd/tunroute":        {"cmd/tunroute", "tun", "router/rule", "router/flow", "router/outbound/probe", "router/inbound/users"},
 	"cmd/tunroute/ui":     {"cmd/tunroute/ui"},
@@ -77,7 +78,7 @@ var outside = map[string][]string{
 }
 
 // leaves import the standard library only, beside what floors has of ours.
-var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident", "router/gssapi", "router/ftp"}
+var leaves = []string{"router/flow", "router/socks", "router/relay", "router/httpconnect", "router/ident", "router/gssapi", "router/ftp", "router/pace"}
 
 const module = "tunroute"
 

@@ -1,7 +1,8 @@
-// Package limit counts flows against limits: how many there may be at once, and how many
-// new ones in a time, in all, of one source or of one user.
+// Package limit holds flows to limits: how many there may be at once, how many new ones in
+// a time, and how fast their bytes go, in all, of one source or of one user.
 //
-// Start at [New] and [Limiter.Take]. It decides nothing but that: which flows a limit is
+// Start at [New] and [Limiter.Take], and at [NewBandwidth]. How a bandwidth is shared,
+// package pace says. It decides nothing but that: which flows a limit is
 // for, and what they are told, is for package router.
 //
 // # Theory of operation

@@ -113,11 +113,11 @@ func (e *Error) Unwrap() error { return ErrLimit }
 func (l *Limiter) Name() string { return l.o.Name }
 
 // whose returns who f counts for.
-func (l *Limiter) whose(f *flow.Flow) who {
+func whose(per Per, f *flow.Flow) who {
 	switch {
-	case l.o.Per == User && f.User != "":
+	case per == User && f.User != "":
 		return who{user: f.User}
-	case l.o.Per != All:
+	case per != All:
 		return who{addr: f.Source.Addr().Unmap().WithZone("")}
 	}
 	return who{}
@@ -133,7 +133,7 @@ type Held struct {
 func (l *Limiter) Take(f *flow.Flow, now time.Time) (Held, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.entryLocked(l.whose(f))
+	e := l.entryLocked(whose(l.o.Per, f))
 	if l.o.Sessions > 0 && e.open >= l.o.Sessions {
 		l.refused++
 		return Held{}, &Error{Limiter: l}

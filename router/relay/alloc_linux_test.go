@@ -6,6 +6,8 @@ import (
 	"io"
 	"syscall"
 	"testing"
+
+	"tunroute/router/pace"
 )
 
 // echoing is a Stream whose client says the same again and again and takes all.
@@ -37,6 +39,13 @@ func (e *echoing) Fill(n int, read func([]byte) (int, error)) (int, error) {
 // TestLoopAllocatesNothing: bytes there and back, from the event to the end of the
 // turns.
 func TestLoopAllocatesNothing(t *testing.T) {
+	t.Run("without limits", func(t *testing.T) { testLoopAllocations(t, new(Counters)) })
+	t.Run("within limits", func(t *testing.T) {
+		testLoopAllocations(t, &Counters{UpLimit: pace.New(1 << 40), DownLimit: pace.New(1 << 40)})
+	})
+}
+
+func testLoopAllocations(t *testing.T, counters *Counters) {
 	l, err := NewLoop()
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +54,7 @@ func TestLoopAllocatesNothing(t *testing.T) {
 	l.ready.most = 0 // turns are given here
 	peer, upstream := pair(t)
 	e := &echoing{says: [][]byte{make([]byte, 700), make([]byte, 300)}, room: make([]byte, budget)}
-	f, err := l.Relay(e, upstream, new(Counters), nil)
+	f, err := l.Relay(e, upstream, counters, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

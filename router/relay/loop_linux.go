@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"tunroute/router/pace"
 )
 
 // Loop relays between [Stream]s and sockets. A flow that is idle has neither a
@@ -132,6 +134,12 @@ func (l *Loop) Relay(client Stream, upstream *net.TCPConn, n *Counters, owner Ow
 		return nil, err
 	}
 	f := &Flow{loop: l, client: client, fd: int32(fd), n: n, owner: owner}
+	if n.UpLimit != nil {
+		f.upShare = n.UpLimit.Join(func() { f.wake(up) })
+	}
+	if n.DownLimit != nil {
+		f.downShare = n.DownLimit.Join(func() { f.wake(down) })
+	}
 	f.state.Store(running) // what wakes it has to wait until all of it is there
 	l.mu.Lock()
 	if l.closed {
@@ -239,6 +247,8 @@ type Flow struct {
 	eof              bool // the upstream may have no more: look
 	ended            bool
 	bulk             bool // its last turn moved much
+
+	upShare, downShare *pace.Share // of what bounds how fast bytes move; nil: nothing
 
 	side error // of the worker's writev or read, to tell the sides apart
 	next *Flow // in the queue
@@ -373,6 +383,7 @@ func (w *worker) stepUp(f *Flow) (more uint32) {
 			// the write has met: a reset that it has told of is not told
 			// again.
 			f.eof = f.side == syscall.EPIPE
+			f.leaveDown() // it would have to wait, and cannot
 			for !f.downDone && !f.ended && w.stepDown(f) != 0 {
 			}
 			f.fail(Upstream, err)
@@ -404,8 +415,17 @@ func (w *worker) stepDown(f *Flow) (more uint32) {
 			f.atEnd()
 			return 0
 		}
+		most := min(queued, budget)
+		if f.downShare != nil {
+			if most = f.downShare.Take(most); most == 0 {
+				return 0 // it is woken when it may go on
+			}
+		}
 		f.side = nil
-		n, err := f.client.Fill(min(queued, budget), w.readFull)
+		n, err := f.client.Fill(most, w.readFull)
+		if f.downShare != nil && n < most {
+			f.downShare.Return(most - n)
+		}
 		f.n.Down.Add(int64(n))
 		got += n
 		w.moved += n
@@ -488,16 +508,42 @@ func newWorker(q *readyQueue) *worker {
 func (w *worker) toUpstream(bufs [][]byte) (int, error) {
 	// More than the kernel takes at once (UIO_MAXIOV), or the budget, is for
 	// the next time.
+	most := budget
+	if s := w.flow.upShare; s != nil {
+		if most = s.Take(min(sizeOf(bufs), budget)); most == 0 {
+			return 0, again // it is woken when it may go on
+		}
+		n, err := w.writeUpTo(bufs, most)
+		if n < most {
+			s.Return(most - n)
+		}
+		return n, err
+	}
+	return w.writeUpTo(bufs, most)
+}
+
+func sizeOf(bufs [][]byte) (n int) {
+	for _, b := range bufs {
+		n += len(b)
+	}
+	return n
+}
+
+// writeUpTo writes to the upstream; if most is less than budget, no more than that.
+func (w *worker) writeUpTo(bufs [][]byte, most int) (int, error) {
 	w.iovs = w.iovs[:0]
 	size := 0
 	for _, b := range bufs {
 		if len(b) == 0 {
 			continue
 		}
+		if most < budget {
+			b = b[:min(len(b), most-size)]
+		}
 		iov := syscall.Iovec{Base: unsafe.SliceData(b)}
 		iov.SetLen(len(b))
 		w.iovs = append(w.iovs, iov)
-		if size += len(b); size >= budget || len(w.iovs) == maxIovs {
+		if size += len(b); size >= most || len(w.iovs) == maxIovs {
 			break
 		}
 	}
@@ -572,10 +618,22 @@ func (f *Flow) fail(side End, err error) {
 	})
 }
 
+// leaveDown has what comes down go as fast as it can.
+func (f *Flow) leaveDown() {
+	if f.downShare != nil {
+		f.downShare.Leave()
+		f.downShare = nil
+	}
+}
+
 // over takes the flow out of the Loop, closes its connections and tells its owner.
 // The socket is still open when its number is forgotten: it is not another's.
 func (f *Flow) over(end End, err error, closeBoth func()) {
 	f.ended = true
+	if f.upShare != nil {
+		f.upShare.Leave()
+	}
+	f.leaveDown()
 	f.loop.forget(f)
 	closeBoth()
 	if s := f.sockets; s != nil {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"tunroute/router/pace"
 )
 
 // Conn is one end of a flow. Where it has a method Reset(), or SetLinger(int)
@@ -22,6 +24,10 @@ type Counters struct {
 	Down atomic.Int64 // to the client
 
 	OneWay atomic.Bool // one direction has ended in order
+
+	// What bounds how fast bytes go up and down, others' beside this flow's; nil:
+	// nothing. Set before the flow is relayed.
+	UpLimit, DownLimit *pace.Bucket
 }
 
 // End says how a flow ended.
@@ -65,13 +71,13 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 //
 // The error is what broke, nil for EOF.
 func Relay(ctx context.Context, client, upstream Conn, n *Counters) (End, error) {
-	r := &relay{client: client, upstream: upstream, n: n}
+	r := &relay{client: client, upstream: upstream, n: n, over: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { r.fail(Canceled, context.Cause(ctx)) })
 	defer stop()
 
 	var up sync.WaitGroup
-	up.Go(func() { r.half(upstream, client, &n.Up, Upstream, Client) })
-	r.half(client, upstream, &n.Down, Client, Upstream)
+	up.Go(func() { r.half(upstream, client, &n.Up, n.UpLimit, Upstream, Client) })
+	r.half(client, upstream, &n.Down, n.DownLimit, Client, Upstream)
 	up.Wait()
 
 	r.mu.Lock()
@@ -88,6 +94,7 @@ func Relay(ctx context.Context, client, upstream Conn, n *Counters) (End, error)
 type relay struct {
 	client, upstream Conn
 	n                *Counters
+	over             chan struct{} // is closed when the flow has failed
 
 	mu     sync.Mutex
 	failed bool // both connections are closed
@@ -96,8 +103,18 @@ type relay struct {
 }
 
 // half copies one direction. to and from name the sides of dst and src.
-func (r *relay) half(dst, src Conn, n *atomic.Int64, to, from End) {
-	side, err := pump(dst, src, n, to, from)
+func (r *relay) half(dst, src Conn, n *atomic.Int64, limit *pace.Bucket, to, from End) {
+	write := func(b []byte) (int, error) {
+		put, err := dst.Write(b)
+		n.Add(int64(put))
+		return put, err
+	}
+	if limit != nil {
+		s := newShaper(limit, write, r.over)
+		defer s.share.Leave()
+		write = s.write
+	}
+	side, err := pump(write, src, to, from)
 	if err == nil {
 		r.n.OneWay.Store(true)
 		// The other side may have gone already; its direction says so.
@@ -107,15 +124,45 @@ func (r *relay) half(dst, src Conn, n *atomic.Int64, to, from End) {
 	r.fail(side, err)
 }
 
-func pump(dst, src Conn, n *atomic.Int64, to, from End) (End, error) {
+// shaper writes no faster than its share of a bandwidth.
+type shaper struct {
+	next  func([]byte) (int, error)
+	share *pace.Share
+	woken chan struct{}
+	over  <-chan struct{} // it need not be written any more
+}
+
+func newShaper(limit *pace.Bucket, next func([]byte) (int, error), over <-chan struct{}) *shaper {
+	s := &shaper{next: next, woken: make(chan struct{}, 1), over: over}
+	s.share = limit.Join(func() { s.woken <- struct{}{} })
+	return s
+}
+
+func (s *shaper) write(b []byte) (int, error) {
+	for done := 0; ; {
+		n := s.share.Take(len(b) - done)
+		if n == 0 {
+			select {
+			case <-s.woken:
+				continue
+			case <-s.over:
+				return done, net.ErrClosed
+			}
+		}
+		put, err := s.next(b[done : done+n])
+		if done += put; err != nil || done == len(b) {
+			return done, err
+		}
+	}
+}
+
+func pump(write func([]byte) (int, error), src Conn, to, from End) (End, error) {
 	b := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(b)
 	for {
 		got, err := src.Read(b[:])
 		if got > 0 {
-			put, err := dst.Write(b[:got])
-			n.Add(int64(put))
-			if err != nil {
+			if _, err := write(b[:got]); err != nil {
 				return to, err
 			}
 		}
@@ -136,6 +183,7 @@ func (r *relay) fail(end End, err error) {
 		return
 	}
 	r.failed, r.end, r.err = true, end, err
+	close(r.over)
 	Reset(r.client)
 	Reset(r.upstream)
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"tunroute/router/pace"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -65,12 +67,26 @@ func (p tcpPeer) Break() {
 // returns their far ends.
 type relayer func(t testing.TB, ctx context.Context) (client, upstream peer, n *Counters, done chan result)
 
+// limits are the bandwidths of the flows that a context is for.
+type limits struct{ up, down *pace.Bucket }
+
+type limitsKey struct{}
+
+// counters returns the Counters of a flow.
+func counters(ctx context.Context) *Counters {
+	n := new(Counters)
+	if l, ok := ctx.Value(limitsKey{}).(limits); ok {
+		n.UpLimit, n.DownLimit = l.up, l.down
+	}
+	return n
+}
+
 // portable relays between two sockets with the function Relay.
 func portable(t testing.TB, ctx context.Context) (client, upstream peer, n *Counters, done chan result) {
 	t.Helper()
 	cl, c := pair(t)
 	up, u := pair(t)
-	n = new(Counters)
+	n = counters(ctx)
 	done = make(chan result, 1)
 	go func() {
 		end, err := Relay(ctx, c, u, n)
@@ -103,7 +119,7 @@ func onLoop(t testing.TB) relayer {
 		t.Helper()
 		s, client := newMemStream()
 		up, u := pair(t)
-		n, done := new(Counters), make(chan result, 1)
+		n, done := counters(ctx), make(chan result, 1)
 		f, err := l.Relay(s, u, n, owner(func(end End, err error) { done <- result{end, err} }))
 		if err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"tunroute/router/flow"
 	"tunroute/router/outbound"
+	"tunroute/router/pace"
 )
 
 // A path's queue holds what a client sends until it hears of the first answer:
@@ -122,7 +123,8 @@ func (s *session) take(payloads [][]byte, from []netip.AddrPort) {
 // takeFrom brings replies of one sender to the client.
 func (s *session) takeFrom(from netip.AddrPort, payloads [][]byte, now int64) {
 	seen := from
-	if p := s.answers(from); p != nil {
+	p := s.answers(from)
+	if p != nil {
 		if !s.table.opts.RealSenders || from.Addr().IsUnspecified() {
 			seen = p.dst
 		}
@@ -136,6 +138,14 @@ func (s *session) takeFrom(from netip.AddrPort, payloads [][]byte, now int64) {
 		p.received.Add(int64(len(payloads)))
 	} else if from.Addr().IsUnspecified() {
 		return // a SOCKS server gave a name that nobody asked for
+	}
+	if p != nil && p.downShare != nil {
+		for _, b := range payloads {
+			if p.allows(p.downShare, b) {
+				_ = s.table.opts.Writer.WriteUDP(b, seen, s.key.src)
+			}
+		}
+		return
 	}
 	// The client's family decides; a reply of the other one has no way to it.
 	if len(payloads) > 1 && s.table.rows != nil {
@@ -257,6 +267,8 @@ type path struct {
 	used, first, last, answered atomic.Int64 // see Table.nanos: either way; first and last sent; last answer
 	up, down, sent, received    atomic.Int64
 
+	upShare, downShare *pace.Share // nil: no limit
+
 	sender     atomic.Pointer[sender] // who answers for the name; set once
 	senderAddr netip.AddrPort         // its address; guarded by session.mu
 
@@ -280,6 +292,12 @@ func newPath(s *session, src, dst netip.AddrPort, d Decision, now time.Time) *pa
 	p := &path{session: s, src: src, dst: dst, decision: d, start: now}
 	p.used.Store(s.table.nanos(now))
 	p.due.path = p
+	if d.Up != nil {
+		p.upShare = d.Up.Join(nil)
+	}
+	if d.Down != nil {
+		p.downShare = d.Down.Join(nil)
+	}
 	return p
 }
 
@@ -323,10 +341,22 @@ func (p *path) write(w *way, payload []byte, now int64) {
 	if p.sent.Add(1) == 1 {
 		p.first.Store(now)
 	}
+	if p.upShare != nil && !p.allows(p.upShare, payload) {
+		return
+	}
 	if w.queuer.Queue(payload, w.target) == nil {
 		p.up.Add(int64(len(payload)))
 	}
 	p.session.table.markDirty(p.session)
+}
+
+// allows says whether a datagram is within a bandwidth; otherwise it is lost, and counted.
+func (p *path) allows(s *pace.Share, payload []byte) bool {
+	ok := s.Allow(len(payload))
+	if !ok {
+		p.session.table.limited.Add(1)
+	}
+	return ok
 }
 
 // open says that p has sent since its last answer.
@@ -405,6 +435,11 @@ func (p *path) cause() error {
 
 // finish gives back what the path holds and tells of it.
 func (p *path) finish(err error) {
+	for _, s := range []*pace.Share{p.upShare, p.downShare} {
+		if s != nil {
+			s.Leave()
+		}
+	}
 	if p.decision.Release != nil {
 		p.decision.Release()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"tunroute/router/flow"
 	"tunroute/router/outbound"
+	"tunroute/router/pace"
 )
 
 // Defaults of [Options].
@@ -46,6 +47,7 @@ type Decision struct {
 	Outbound string                // the session's key, with the source
 	Dialer   outbound.PacketDialer // nil: the outbound carries no UDP
 	Drop     bool                  // tell the client nothing
+	Up, Down *pace.Bucket          // how fast bytes go from and to the client; nil: no limit
 	Release  func()                // called once when the path ends; may be nil
 	Tag      any                   // comes back in the Record
 }
@@ -115,6 +117,8 @@ type Table struct {
 	wheel    *wheel               // of sessions and paths
 	closed   bool
 	evicted  uint64
+
+	limited atomic.Uint64 // datagrams that went too fast
 }
 
 type pathKey struct{ src, dst netip.AddrPort }
@@ -456,13 +460,14 @@ func (t *Table) lastOf(src netip.AddrPort) *atomic.Pointer[path] {
 type Stats struct {
 	Sessions, Paths int
 	Evicted         uint64
+	Limited         uint64 // datagrams that went faster than the bandwidth of their path
 }
 
 // Stats returns the sizes.
 func (t *Table) Stats() Stats {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return Stats{Sessions: len(t.sessions), Paths: len(t.paths), Evicted: t.evicted}
+	return Stats{Sessions: len(t.sessions), Paths: len(t.paths), Evicted: t.evicted, Limited: t.limited.Load()}
 }
 
 // Open returns a Record of each path that is open, as far as it has come, in no

@@ -61,6 +61,7 @@ func metrics() []metric {
 		counter("router_orphans", "Flows to fake addresses without a name.", func(s stats) uint64 { return s.Router.Orphans }),
 		counter("router_flows_evicted", "Idle TCP flows that made room for others.", func(s stats) uint64 { return s.Router.FlowsEvicted }),
 		counter("router_flows_refused", "TCP flows for which there was no room.", func(s stats) uint64 { return s.Router.FlowsRefused }),
+		counter("router_datagrams_limited", "Datagrams that went faster than the bandwidth of their rule.", func(s stats) uint64 { return s.Router.UDPLimited }),
 		counter("router_flows_limited", "Flows that a limit of a rule, of sources, of users or of new flows has refused.", func(s stats) uint64 { return s.Router.Limited }),
 		counter("router_udp_evicted", "Idle UDP sessions that made room for others.", func(s stats) uint64 { return s.Router.UDPEvicted }),
 

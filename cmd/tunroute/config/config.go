@@ -276,6 +276,11 @@ type Rule struct {
 	// is a number and `s`, `m`, `h` or a duration, as in `5/10s`. One too many
 	// is refused. [limits.md](limits.md) tells more.
 	Limits RuleLimits `yaml:"limits,omitempty"`
+	// How fast the bytes of its flows go, each way: `10MB/s`, or
+	// `{up: 1MB/s, down: 80Mbit/s, per: user}`, of which one direction can be
+	// left out; `up` is from the client. `per` is as in `limits`. Flows that
+	// share it get even parts. [limits.md](limits.md) has the units.
+	Bandwidth Bandwidth `yaml:"bandwidth,omitempty"`
 	// What is logged of its flows: `connect` (a line when one is connected),
 	// `error` (one at the end of a flow that never was) and `disconnect` (one at
 	// the end of a flow that was), or `none`. Where nothing is said it is
@@ -284,7 +289,7 @@ type Rule struct {
 
 	Line int `yaml:"-"` // where the config has it; 0 where there is no file
 
-	at, atVia, atTo, atInbound, atLimits place
+	at, atVia, atTo, atInbound, atLimits, atBandwidth place
 }
 
 // RuleLimits are how many flows a rule lets through.
@@ -292,6 +297,13 @@ type RuleLimits struct {
 	Sessions int  `yaml:"sessions,omitempty"`
 	Rate     Rate `yaml:"rate,omitempty"`
 	Per      Per  `yaml:"per,omitempty"`
+}
+
+// Bandwidth is how fast the bytes of a rule's flows go.
+type Bandwidth struct {
+	Up   Speed `yaml:"up,omitempty"`
+	Down Speed `yaml:"down,omitempty"`
+	Per  Per   `yaml:"per,omitempty"`
 }
 
 // Listen is where clients come in.

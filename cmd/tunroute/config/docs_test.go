@@ -184,6 +184,7 @@ var valueWords = map[string]string{
 	"Format":           "word",
 	"Helper":           "word",
 	"[]LogEvent":       "word, or a list",
+	"Bandwidth":        "bandwidth, or mapping",
 	"RuleLimits":       "mapping",
 	"Rate":             "rate",
 	"[]Forward":        "mapping, or a list",

@@ -106,8 +106,13 @@ func (d *decoder) link(c *Config) {
 	}
 	targets := slices.Concat(names, []string{ViaDirect, ViaReject, ViaDrop})
 	for i, r := range c.Rules {
-		if rejects := r.Via == ViaReject || r.Via == ViaDrop; rejects && !r.Limits.IsZero() {
-			d.errorAt(r.atLimits, "leave limits out: what is rejected costs nothing", "rule %d goes via %s and has limits", i+1, r.Via)
+		if r.Via == ViaReject || r.Via == ViaDrop {
+			if !r.Limits.IsZero() {
+				d.errorAt(r.atLimits, "leave limits out: what is rejected costs nothing", "rule %d goes via %s and has limits", i+1, r.Via)
+			}
+			if !r.Bandwidth.IsZero() {
+				d.errorAt(r.atBandwidth, "leave bandwidth out: nothing goes there", "rule %d goes via %s and has a bandwidth", i+1, r.Via)
+			}
 		}
 		switch {
 		case r.Via == "" || r.Via == ViaDirect || r.Via == ViaReject || r.Via == ViaDrop || byName[r.Via] != nil:

@@ -96,7 +96,7 @@ func (l *RuleLimits) decodeNode(d *decoder, n *yaml.Node) {
 // whatever else they say of them.
 func (r *Rule) Key() string {
 	bare := *r
-	bare.Limits, bare.Log = RuleLimits{}, nil
+	bare.Limits, bare.Bandwidth, bare.Log = RuleLimits{}, Bandwidth{}, nil
 	text, err := yaml.Dump(&bare)
 	if err != nil {
 		panic(err) // of a config that was read: never

@@ -20,7 +20,7 @@ func (r *Rule) decodeNode(d *decoder, n *yaml.Node) {
 	d.fields(n, reflect.ValueOf(r).Elem(), "a rule")
 	r.Line, r.at = n.Line, at(n)
 	r.atVia, r.atTo, r.atInbound = at(valueAt(n, "via")), at(valueAt(n, "to")), at(valueAt(n, "inbound"))
-	r.atLimits = at(valueAt(n, "limits"))
+	r.atLimits, r.atBandwidth = at(valueAt(n, "limits")), at(valueAt(n, "bandwidth"))
 	if len(d.errs) > before {
 		return
 	}

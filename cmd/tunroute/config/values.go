@@ -48,6 +48,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Command]():          func(s string) (any, error) { return parseEnum("command", commands, s) },
 	reflect.TypeFor[Strategy]():         func(s string) (any, error) { return parseEnum("strategy", strategies, s) },
 	reflect.TypeFor[LogEvent]():         func(s string) (any, error) { return parseEnum("thing to log", logEvents, s) },
+	reflect.TypeFor[Speed]():            func(s string) (any, error) { return parseSpeed(s) },
 	reflect.TypeFor[Rate]():             func(s string) (any, error) { return parseRate(s) },
 	reflect.TypeFor[Per]():              func(s string) (any, error) { return parseEnum("kind of limit", pers, s) },
 	reflect.TypeFor[syslogAt]():         func(s string) (any, error) { return parseSyslogAt(s) },

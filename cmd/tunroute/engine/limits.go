@@ -10,7 +10,22 @@ import (
 
 // limiters are the limits of a config, by all that makes them what they are. Those that
 // the next config has too go on with what they have counted.
-type limiters map[string]*limit.Limiter
+type limiters struct {
+	flows      map[string]*limit.Limiter
+	bandwidths map[string]*limit.Bandwidth
+}
+
+// keep returns the limit of a key: one that is there, or was, or a new one.
+func keep[T any](is, was map[string]*T, key string, make func() *T) *T {
+	switch {
+	case is[key] != nil: // two rules of which the second never matches
+	case was[key] != nil:
+		is[key] = was[key]
+	default:
+		is[key] = make()
+	}
+	return is[key]
+}
 
 // pers are those of a config.
 var pers = map[config.Per]limit.Per{config.PerRule: limit.All, config.PerSource: limit.Source, config.PerUser: limit.User}
@@ -23,17 +38,9 @@ var events = map[config.LogEvent]router.Events{
 
 // options returns what cfg says of flows besides where they go, and its limits.
 func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiters) {
-	is := make(limiters)
+	is := limiters{make(map[string]*limit.Limiter), make(map[string]*limit.Bandwidth)}
 	get := func(of string, o limit.Options) *limit.Limiter {
-		key := fmt.Sprint(of, o)
-		switch {
-		case is[key] != nil: // two rules of which the second never matches
-		case was[key] != nil:
-			is[key] = was[key]
-		default:
-			is[key] = limit.New(o)
-		}
-		return is[key]
+		return keep(is.flows, was.flows, fmt.Sprint(of, o), func() *limit.Limiter { return limit.New(o) })
 	}
 	var more router.SnapshotOptions
 	rate := func(r config.Rate) limit.Rate { return limit.Rate{N: r.N, Per: r.Per} }
@@ -51,6 +58,10 @@ func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiter
 	more.Rules = make([]router.RuleOptions, len(cfg.Rules))
 	for i := range cfg.Rules {
 		r := &cfg.Rules[i]
+		if b := r.Bandwidth; !b.IsZero() {
+			o := limit.BandwidthOptions{Per: pers[b.Per], Up: int64(b.Up), Down: int64(b.Down)}
+			more.Rules[i].Bandwidth = keep(is.bandwidths, was.bandwidths, fmt.Sprint(r.Key(), o), func() *limit.Bandwidth { return limit.NewBandwidth(o) })
+		}
 		for _, e := range r.Log {
 			more.Rules[i].Log |= events[e]
 		}

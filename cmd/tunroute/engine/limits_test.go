@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -88,6 +89,25 @@ func TestRateLimit(t *testing.T) {
 		t.Fatalf("another source: %v", err)
 	}
 	c.Close()
+}
+
+// TestUDPBandwidth: datagrams that go too fast are lost, and counted.
+func TestUDPBandwidth(t *testing.T) {
+	r := startRelay(t)
+	l := enginetest.Start(t, "upstreams: {far: 'socks5h://%s'}\nrules: [{via: far, bandwidth: {up: 1kB/s}}]\n", r.addr)
+	to := netip.MustParseAddrPort("192.0.2.1:5000")
+	c := listen(t, l, true)
+	// The first waits for the association, and is within the burst.
+	say(t, c, to, "first")
+	r.next(t)
+	const sent = 100
+	for range sent {
+		say(t, c, to, strings.Repeat("x", 1000))
+	}
+	enginetest.Eventually(t, "all are sent or lost", func() bool { return l.Engine.Stats().Router.UDPLimited >= sent-17-1 })
+	if n := l.Engine.Stats().Router.UDPLimited; n < sent-17-1 || n > sent-15 {
+		t.Errorf("%d datagrams of %d lost, want all but the 16 of a burst", n, sent)
+	}
 }
 
 // TestHalfOpenLimit: a source with too many attempts that wait has to wait with
