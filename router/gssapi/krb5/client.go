@@ -206,7 +206,7 @@ func readCCache(file string, name types.PrincipalName, realm string) (service, t
 		return err
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("the Kerberos tickets in %s: %w", file, err)
+		return nil, nil, fmt.Errorf("%s has no Kerberos tickets in it that could be read: run kinit, or name another file", file)
 	}
 	ours := cache.GetClientRealm()
 	krbtgt := types.PrincipalName{NameString: []string{"krbtgt", ours}}
@@ -322,11 +322,18 @@ func (c *Client) login(ctx context.Context, file string) (*ticket, error) {
 	}
 	t, err := c.as(ctx, cfg, kt, name, realm)
 	if err != nil {
-		return nil, explain(err, who, "the KDC does not take the key of %s in %s: get a new one by ktadd", who, file)
+		const text = "the KDC has another key of %s than %s: get a new one by ktadd"
+		if errors.Is(err, errKey) {
+			return nil, fmt.Errorf(text, who, file)
+		}
+		return nil, explain(err, who, text, who, file)
 	}
 	c.tgt = t
 	return t, nil
 }
+
+// errKey says that a reply of a KDC is not under the key that we have.
+var errKey = errors.New("not under our key")
 
 // as is the AS exchange (RFC 4120 §3.1) with encrypted time stamp (§5.2.7.2).
 func (c *Client) as(ctx context.Context, cfg *config.Config, kt *keytab.Keytab, name types.PrincipalName, realm string) (*ticket, error) {
@@ -362,6 +369,9 @@ func (c *Client) as(ctx context.Context, cfg *config.Config, kt *keytab.Keytab, 
 			return err
 		}
 		creds := credentials.NewFromPrincipalName(name, realm).WithKeytab(kt)
+		if _, err := rep.DecryptEncPart(creds); err != nil {
+			return errKey
+		}
 		_, err := rep.Verify(cfg, creds, req)
 		return err
 	})

@@ -35,7 +35,7 @@ func explain(err error, who, format string, args ...any) error {
 	case errorcode.KDC_ERR_C_PRINCIPAL_UNKNOWN:
 		return fmt.Errorf("the KDC %s knows no %s: is the principal right?", e.kdc, who)
 	case errorcode.KRB_AP_ERR_SKEW:
-		return fmt.Errorf("the KDC %s: %w", e.kdc, skewed(e.KRBError))
+		return fmt.Errorf("the KDC %s: %w", e.kdc, skewed(e.KRBError, 0))
 	case errorcode.KRB_AP_ERR_TKT_EXPIRED, errorcode.KDC_ERR_NEVER_VALID, errorcode.KRB_AP_ERR_TKT_NYV:
 		return fmt.Errorf("the KDC %s says that the ticket of %s is not valid now: run kinit, and see that both clocks are right", e.kdc, who)
 	case errorcode.KDC_ERR_CLIENT_REVOKED, errorcode.KDC_ERR_KEY_EXPIRED, errorcode.KDC_ERR_NAME_EXP:
@@ -58,9 +58,10 @@ func told(e messages.KRBError) error {
 	return errors.New(text)
 }
 
-// skewed says by how much the clocks differ.
-func skewed(e messages.KRBError) error {
-	d := time.Until(e.STime).Round(time.Second)
+// skewed says by how much the clocks differ, ours being ahead by clock.
+func skewed(e messages.KRBError, clock time.Duration) error {
+	theirs := e.STime.Add(time.Duration(e.Susec) * time.Microsecond)
+	d := (time.Until(theirs) - clock).Round(time.Second)
 	way := "behind"
 	if d < 0 {
 		d, way = -d, "ahead of"

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jcmturner/gokrb5/v8/crypto"
 	"github.com/jcmturner/gokrb5/v8/iana/chksumtype"
@@ -29,6 +30,7 @@ type initiator struct {
 	ticket   *ticket
 	auth     types.Authenticator
 	sent     bool
+	clock    time.Duration // by which our clock is ahead; tests change it
 }
 
 func newInitiator(t *ticket) (*initiator, error) {
@@ -63,6 +65,7 @@ func (i *initiator) begin() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	auth.CTime = auth.CTime.Add(i.clock)
 	auth.SubKey = newKey(i.ticket.key.KeyType)
 	// No channel bindings, and what is wanted.
 	sum := make([]byte, 24)
@@ -126,7 +129,7 @@ func (i *initiator) finish(token []byte) error {
 func (i *initiator) explain(e messages.KRBError) error {
 	switch e.ErrorCode {
 	case errorcode.KRB_AP_ERR_SKEW:
-		return fmt.Errorf("the server: %w", skewed(e))
+		return fmt.Errorf("the server: %w", skewed(e, i.clock))
 	case errorcode.KRB_AP_ERR_MODIFIED, errorcode.KRB_AP_ERR_NOKEY, errorcode.KRB_AP_ERR_BADKEYVER, errorcode.KRB_AP_ERR_BAD_INTEGRITY, errorcode.KRB_AP_ERR_NOT_US:
 		return fmt.Errorf("the server has no key for a ticket of %s (%w): its keytab needs a new one (ktadd); where that was done, run kinit again", i.Peer(), told(e))
 	case errorcode.KRB_AP_ERR_TKT_EXPIRED:
