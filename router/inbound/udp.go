@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"tunroute/router/flow"
+	"tunroute/router/gssapi"
 	"tunroute/router/socks"
 )
 
@@ -19,6 +20,8 @@ import (
 type association struct {
 	socket *net.UDPConn
 	owner  netip.Addr // who may send
+
+	protect *gssapi.Datagrams // nil where datagrams are as they are
 
 	// The first datagram's source, which all others have to have: a port of the
 	// same machine may be somebody else's.
@@ -52,6 +55,9 @@ func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
 	}
 	defer c.server.associations.Add(-1)
 	a := &association{socket: socket, owner: c.source.Addr()}
+	if secured, ok := q.stream.Conn.(*gssapi.Conn); ok {
+		a.protect = secured.Datagrams()
+	}
 	routed := c.server.opts.Associate(f, a)
 	if err := q.answer(q.connected(socket.LocalAddr().(*net.UDPAddr).AddrPort())); err != nil {
 		socket.Close()
@@ -98,6 +104,12 @@ func (a *association) take(b []byte, from netip.AddrPort, to Association) {
 	if from.Addr().WithZone("") != a.owner.WithZone("") {
 		return
 	}
+	if a.protect != nil {
+		var err error
+		if b, err = a.protect.Open(b); err != nil {
+			return // not the client's, whatever it says
+		}
+	}
 	if client := a.client.Load(); client == nil {
 		first := from
 		a.client.Store(&first)
@@ -133,6 +145,11 @@ func (a *association) WriteUDP(payload []byte, from netip.AddrPort, name string)
 	b = append(b, payload...)
 	if cap(b) <= maxDatagram {
 		*buf = b
+	}
+	if a.protect != nil {
+		if b, err = a.protect.Seal(nil, b); err != nil {
+			return err
+		}
 	}
 	_, err = a.socket.WriteToUDPAddrPort(b, *client)
 	return err

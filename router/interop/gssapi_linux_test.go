@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"tunroute/router/gssapi/krb5/kdctest"
@@ -78,6 +79,7 @@ func TestGSSAPIThroughDante(t *testing.T) {
 	l := newLab(t)
 	kdc := startKDC(t, l)
 	keytab, cache := kdc.Keytab(t, "rcmd/"+proxyName), kdc.Login(t, "alice")
+	seed := uint64(0)
 	for _, level := range []struct{ ours, dante, more, danteMore string }{
 		{"none", "clear", "", ""},
 		{"integrity", "integrity", "", ""},
@@ -91,6 +93,14 @@ func TestGSSAPIThroughDante(t *testing.T) {
 			if want := lab.Page(lab.SecretName, lab.Proxy4.String()); page != want && !strings.HasPrefix(page, "the page of") {
 				t.Errorf("%q, want %q", page, want)
 			}
+			sh := startShell(t, l.Host, gssExec(t, kdc, danted, "protection: "+level.ours+", ccache: "+cache+level.more, "sh")...)
+			to := netip.AddrPortFrom(lab.Target4(1), lab.EchoPort)
+			if r := udp(t, sh, "1200", to.String(), to.String()); r.From[0] != to || r.From[1] != to {
+				t.Errorf("UDP: answered by %v, %s", r.From, r.Err)
+			}
+			seed++
+			out := must(t, l.Host, gssExec(t, kdc, danted, "protection: "+level.ours+", ccache: "+cache+level.more, "sh", "-c", stream(lab.Target4(1), seed, 4<<20))...)
+			checkStream(t, l, seed, sumsOf(seed, 4<<20), out)
 		})
 	}
 }
@@ -171,7 +181,7 @@ func TestProtectionOnTheWire(t *testing.T) {
 			out := must(t, l.Host, gssExec(t, kdc, server, "protection: "+tt.protection+", ccache: "+cache+tt.more, "sh", "-c", stream(lab.Target4(1), seed, size))...)
 			checkStream(t, l, seed, sumsOf(seed, size), out)
 
-			up, down := wire(0)
+			up, down := wire.stream(0)
 			secret := []byte(fmt.Sprint(seed)) // what the program says first
 			if seen := bytes.Contains(up, secret); seen != (tt.protection != "confidentiality") {
 				t.Errorf("what the program says can be read on the wire: %t", seen)
@@ -211,10 +221,60 @@ func TestProtectionOnTheWire(t *testing.T) {
 	}
 }
 
-// capture writes what goes by at an interface, from a node among others, until the
-// function is called that it returns: that takes a TCP stream by its number and returns what went to the server
-// and back, as tshark puts it together.
-func capture(t *testing.T, n *lab.Node, ifname, filter string, from *lab.Node) func(number int) (up, down []byte) {
+// Datagrams of an association are protected as the connection is: a UDP client that is
+// not on the server's machine reads its own echo, and nobody else does.
+func TestProtectedDatagrams(t *testing.T) {
+	lab.Need(t, "tcpdump", "tcpdump")
+	lab.Need(t, "tshark", "tshark")
+	l := newLab(t)
+	kdc := startKDC(t, l)
+	server, _ := startGSSServer(t, l, kdc, kdc.Keytab(t, "rcmd/"+proxyName), ", protection: [none, integrity, confidentiality]")
+	cache := kdc.Login(t, "alice")
+	to := netip.AddrPortFrom(lab.Target4(1), lab.EchoPort)
+	for _, protection := range []string{"none", "integrity", "confidentiality"} {
+		t.Run(protection, func(t *testing.T) {
+			sh := startShell(t, l.Host, gssExec(t, kdc, server, "protection: "+protection+", ccache: "+cache, "sh")...)
+			for _, size := range []int{0, 1, 1200, 8 << 10, 60 << 10} {
+				if r := udp(t, sh, fmt.Sprint(size), to.String()); r.From[0] != to {
+					t.Errorf("%d bytes: answered by %v, %s", size, r.From[0], r.Err[0])
+				}
+			}
+			const marker = "this can be read"
+			file := capture(t, l.Srv, "srv0", "udp", l.Host)
+			if out := sh.Must(t, "echo %s | nc -u -w 5 -W 1 %v %d", marker, to.Addr(), to.Port()); out != marker+"\n" {
+				t.Errorf("the echo says %q", out)
+			}
+			var seen, wrapped int
+			out := must(t, l.Srv, "env", "HOME=/tmp", "tshark", "-r", file.stop(), "-d", "udp.port==1-65535,data", "-T", "fields", "-e", "data.data", "udp and not udp.port == 9")
+			for line := range strings.Lines(out) {
+				b, err := hex.DecodeString(strings.TrimSpace(line))
+				if err != nil {
+					t.Fatalf("tshark: %q", line)
+				}
+				if bytes.Contains(b, []byte(marker)) {
+					seen++
+				}
+				if bytes.HasPrefix(b, []byte{1, 3}) && len(b) == 4+int(binary.BigEndian.Uint16(b[2:])) {
+					wrapped++
+				}
+			}
+			if (seen == 0) != (protection == "confidentiality") || (wrapped == 2) != (protection != "none") {
+				t.Errorf("%d datagrams can be read, %d are wrapped, of there and back", seen, wrapped)
+			}
+		})
+	}
+}
+
+// captured is what goes by at an interface.
+type captured struct {
+	t    *testing.T
+	n    *lab.Node
+	stop func() string // ends it, and returns the file
+}
+
+// capture writes what goes by at an interface, from a node among others, until it is
+// stopped.
+func capture(t *testing.T, n *lab.Node, ifname, filter string, from *lab.Node) *captured {
 	t.Helper()
 	file := filepath.Join(lab.Dir(t), "wire.pcap")
 	// Of what has come tcpdump writes nothing more when it is told to end: so it is
@@ -236,7 +296,7 @@ func capture(t *testing.T, n *lab.Node, ifname, filter string, from *lab.Node) f
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() && !strings.Contains(lines.Text(), "listening on") {
 	}
-	stop := func() {
+	stop := sync.OnceValue(func() string {
 		out := bufio.NewScanner(stdout)
 		must(t, from, "sh", "-c", fmt.Sprintf("echo end | nc -u -w 1 -q 0 %v %d", end.Addr(), end.Port()))
 		for out.Scan() && !strings.Contains(out.Text(), fmt.Sprintf("> %v.%d: UDP", end.Addr(), end.Port())) {
@@ -248,31 +308,29 @@ func capture(t *testing.T, n *lab.Node, ifname, filter string, from *lab.Node) f
 			}
 		}
 		_ = cmd.Wait()
-	}
-	done := false
-	t.Cleanup(func() {
-		if !done {
-			stop()
-		}
+		return file
 	})
-	return func(number int) (up, down []byte) {
-		t.Helper()
-		stop()
-		done = true
-		out := must(t, n, "env", "HOME=/tmp", "tshark", "-r", file, "-q", "-z", fmt.Sprintf("follow,tcp,raw,%d", number))
-		for line := range strings.Lines(out) {
-			text, back := strings.CutPrefix(strings.TrimRight(line, "\n"), "\t")
-			b, err := hex.DecodeString(text)
-			switch {
-			case err != nil: // the head and the foot
-			case back:
-				down = append(down, b...)
-			default:
-				up = append(up, b...)
-			}
+	t.Cleanup(func() { stop() })
+	return &captured{t, n, stop}
+}
+
+// stream returns what a TCP connection has sent to the server and back, as tshark puts it
+// together.
+func (c *captured) stream(number int) (up, down []byte) {
+	c.t.Helper()
+	out := must(c.t, c.n, "env", "HOME=/tmp", "tshark", "-r", c.stop(), "-q", "-z", fmt.Sprintf("follow,tcp,raw,%d", number))
+	for line := range strings.Lines(out) {
+		text, back := strings.CutPrefix(strings.TrimRight(line, "\n"), "\t")
+		b, err := hex.DecodeString(text)
+		switch {
+		case err != nil: // the head and the foot
+		case back:
+			down = append(down, b...)
+		default:
+			up = append(up, b...)
 		}
-		return up, down
 	}
+	return up, down
 }
 
 // gssMessage is a message of RFC 1961.
