@@ -52,7 +52,7 @@ func (r *Router) bring(ctx context.Context, f *tcpFlow, upstream outbound.Conn, 
 	defer cancel(nil)
 	if !r.flows.add(f, cancel) {
 		relay.Reset(upstream)
-		f.end(EndLimit, ErrLimit)
+		f.end(EndLimit, errFlowLimit)
 		return
 	}
 	client, err := r.opts.Clients.DialTCP(ctx, from, to)

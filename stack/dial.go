@@ -20,11 +20,11 @@ import (
 // LocalAddr is from and its RemoteAddr is to, as with a connection that the program has
 // opened.
 //
-// It blocks until the program's machine has answered, for 10 s at the most, or until ctx
-// ends. An error Is the errno that connect(2) would have: ECONNREFUSED for a RST,
+// It blocks until Run serves and the program's machine has answered, for 10 s at the
+// most, or until ctx ends. An error Is the errno that connect(2) would have: ECONNREFUSED for a RST,
 // ETIMEDOUT for silence, EHOSTUNREACH for ICMP, EADDRINUSE and EADDRNOTAVAIL where from
 // is already connected to to, EINVAL for addresses that no packet can have;
-// net.ErrClosed where the stack does not run.
+// net.ErrClosed where the stack has ended.
 func (s *Stack) DialTCP(ctx context.Context, from, to netip.AddrPort) (*Conn, error) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
@@ -38,6 +38,11 @@ func (s *Stack) DialTCP(ctx context.Context, from, to netip.AddrPort) (*Conn, er
 func (s *Stack) dial(ctx context.Context, from, to netip.AddrPort) (*Conn, error) {
 	if !from.Addr().IsValid() || !to.Addr().IsValid() || from.Addr().Is4() != to.Addr().Is4() || to.Port() == 0 || !servable(from.Addr(), to.Addr()) {
 		return nil, syscall.EINVAL
+	}
+	select {
+	case <-s.started:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	n := s.net.Load()
 	if n == nil || !s.halfOpen.enter() {

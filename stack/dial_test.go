@@ -183,6 +183,30 @@ func TestDialChecks(t *testing.T) {
 	}
 }
 
+// TestDialBeforeRun: who is early waits.
+func TestDialBeforeRun(t *testing.T) {
+	fam := families()[0]
+	w := stacktest.NewWire(1500)
+	s, err := stack.New(stack.Options{Device: w, Handler: &handler{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	conns, errs := dial(ctx, s, fam)
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	nextTCP(t, w, fam)
+	cancel()
+	select {
+	case <-conns:
+		t.Error("DialTCP succeeded")
+	case <-errs:
+	}
+	if err := receive(t, "Run returns", ended); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDialEnds: the end of the stack ends an attempt, and admits no other.
 func TestDialEnds(t *testing.T) {
 	fam := families()[0]

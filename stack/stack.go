@@ -96,6 +96,7 @@ type Stack struct {
 	link    *link
 	flusher UDPFlusher                   // the handler; nil if it is none
 	net     atomic.Pointer[gstack.Stack] // nil but during Run
+	started chan struct{}                // closed when Run serves
 	fwd     *tcp.Forwarder
 
 	ctx       context.Context // of Run; for requests only
@@ -129,7 +130,7 @@ func New(o Options) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: %w", err)
 	}
-	s := &Stack{opts: o, log: o.Logger, link: l, senders: senders{start: time.Now()}}
+	s := &Stack{opts: o, log: o.Logger, link: l, started: make(chan struct{}), senders: senders{start: time.Now()}}
 	s.flusher, _ = o.Handler.(UDPFlusher)
 	s.halfOpen.init(o.HalfOpen, o.HalfOpenPerSource)
 	return s, nil
@@ -168,6 +169,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	defer cancel()
 	s.ctx = ctx
 	s.net.Store(n)
+	close(s.started)
 
 	var ended sync.WaitGroup
 	ended.Go(func() {

@@ -118,12 +118,16 @@ func ftpConfig(upstreams, via string) string {
 	return fmt.Sprintf("upstreams: {%s}\nrules:\n  - {port: 21, via: %s, helper: ftp}\n  - {via: %s}\n", upstreams, via, via)
 }
 
-// Active FTP by clients that know nothing of it, directly and through danted's BIND,
-// by address and by name, over IPv4 and IPv6.
+// Active FTP by clients that know nothing of it, directly and through BIND of
+// danted and of our own server, by address and by name, over IPv4 and IPv6.
 func TestActiveFTP(t *testing.T) {
 	l := newLab(t)
 	site := startFTP(t, l)
 	danted := startServer(t, l, servers.Dante, dante)
+	own := netip.AddrPortFrom(lab.Proxy4, 1080).String()
+	server := startShell(t, l.Srv, rootUser.tunroute("run", "-c", lab.File(t, "tunroute.yaml",
+		"tun: off\nlisten: {socks: "+own+"}\nrules: [{via: direct}]\n"))...)
+	server.AwaitLog(t, 0, "msg=ready")
 	hosts := []string{lab.Target4(1).String(), lab.Target6(1).String()}
 	for _, tt := range []struct {
 		way    string
@@ -132,6 +136,7 @@ func TestActiveFTP(t *testing.T) {
 	}{
 		{"direct", ftpConfig("", "direct"), lab.PublicName},
 		{"danted", ftpConfig("d: socks5h://"+danted, "d"), lab.SecretName},
+		{"own", ftpConfig("d: socks5h://"+own, "d"), lab.SecretName},
 	} {
 		config := lab.File(t, "tunroute.yaml", tt.config)
 		t.Run("exec "+tt.way, func(t *testing.T) {
@@ -156,4 +161,5 @@ func TestActiveFTP(t *testing.T) {
 			stopRun(t, d)
 		})
 	}
+	stopRun(t, server)
 }
