@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"time"
 
 	"tunroute/router/relay"
 	"tunroute/router/socks"
@@ -77,4 +79,33 @@ func (p Password) Negotiate(ctx context.Context, s *Stream) (Identity, error) {
 		err = werr
 	}
 	return who, err
+}
+
+// Ident lets in whom the client's machine names (RFC 1413, which danted calls rfc931):
+// it is for networks whose machines are trusted.
+type Ident struct {
+	// Ask asks whose the connection between here and there is. [ident.Ask] does.
+	Ask func(ctx context.Context, here, there netip.AddrPort) (user string, err error)
+}
+
+// identTime is how long a machine has to answer: SOCKS4 clients wait for it.
+const identTime = 10 * time.Second
+
+// Code returns [socks.MethodNone]: the client has no part in it.
+func (Ident) Code() socks.Method { return socks.MethodNone }
+
+// Negotiate asks the client's machine.
+func (m Ident) Negotiate(ctx context.Context, s *Stream) (Identity, error) {
+	here, ok := s.LocalAddr().(*net.TCPAddr)
+	if !ok || !s.Source.IsValid() {
+		return Identity{}, fmt.Errorf("%w: a unix socket is nobody's", ErrDenied)
+	}
+	ctx, cancel := context.WithTimeout(ctx, identTime)
+	defer cancel()
+	at := here.AddrPort()
+	user, err := m.Ask(ctx, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), s.Source)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %w", ErrDenied, &userError{socks.Reply4NoIdent, fmt.Errorf("ident: %w", err)})
+	}
+	return Identity{User: user}, nil
 }

@@ -358,3 +358,53 @@ func TestEndsWithContext(t *testing.T) {
 	c.Write([]byte("\x05"))
 	// The cleanup of start waits for Run, with the time of the test at most.
 }
+
+// TestIdent: the client's machine says who it is; what it does not say, and another user
+// than a SOCKS4 request names, have their replies.
+func TestIdent(t *testing.T) {
+	refused := func(code byte) string {
+		return "\x05\x00\x05" + string([]byte{code}) + "\x00\x01\x00\x00\x00\x00\x00\x00"
+	}
+	for _, tt := range []struct {
+		name, user string // user: what is answered, "" for nothing
+		say, hear  string
+	}{
+		{"socks5", "alice", hello(0) + connect4, "\x05\x00" + granted},
+		{"socks5 silence", "", hello(0) + connect4, refused(2)},
+		{"socks4", "alice", "\x04\x01\x00\x50\xc0\x00\x02\x07alice\x00", granted4},
+		{"socks4 silence", "", "\x04\x01\x00\x50\xc0\x00\x02\x07alice\x00", "\x00\x5c\x00\x00\x00\x00\x00\x00"},
+		{"socks4 another", "bob", "\x04\x01\x00\x50\xc0\x00\x02\x07alice\x00", "\x00\x5d\x00\x00\x00\x00\x00\x00"},
+		{"http", "alice", head + "\r\n", granted200},
+		{"http silence", "", head + "\r\n", "HTTP/1.1 403 "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var c *net.TCPConn
+			ask := func(_ context.Context, here, there netip.AddrPort) (string, error) {
+				if there.String() != c.LocalAddr().String() || here.String() != c.RemoteAddr().String() {
+					t.Errorf("asked for %v and %v", here, there)
+				}
+				if tt.user == "" {
+					return "", errors.New("nobody there")
+				}
+				return tt.user, nil
+			}
+			addr, requests, _ := start(t, inbound.Options{}, inbound.Ident{Ask: ask})
+			c = dial(t, addr)
+			c.Write([]byte(tt.say))
+			if tt.user == "alice" {
+				q := <-requests
+				if q.User != "alice" {
+					t.Errorf("the user is %q", q.User)
+				}
+				far, _, err := q.call.Accept(netip.MustParseAddrPort("203.0.113.5:1234"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				far.Close()
+			}
+			if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), tt.hear) {
+				t.Errorf("heard %q, %v, want %q", got, err, tt.hear)
+			}
+		})
+	}
+}

@@ -50,6 +50,13 @@ func (c *client) negotiate5(ctx context.Context, s *Stream) (request, error) {
 	}
 	who, err := m.Negotiate(ctx, s)
 	if errors.Is(err, ErrDenied) {
+		if _, silent := m.(Ident); silent {
+			// It has been told that nothing is asked of it, and has asked.
+			if _, err := socks.ReadRequest(s.R); err != nil {
+				return request{}, fmt.Errorf("request: %w", err)
+			}
+			return request{protocol: socks5{}, err: fmt.Errorf("%w: %w", socks.ReplyRuleset, err)}, nil
+		}
 		return request{protocol: lastWord{}, err: err}, nil
 	}
 	if err != nil {
@@ -115,6 +122,10 @@ func (c *client) negotiate4(ctx context.Context, s *Stream) (request, error) {
 	}
 	who, err := m.Negotiate(ctx, s)
 	if err != nil {
+		return request{protocol: socks4{}, err: err}, nil
+	}
+	if who.User != "" && who.User != asked.User {
+		err := &userError{socks.Reply4UserMismatch, errors.New("ident names another user than the request")}
 		return request{protocol: socks4{}, err: err}, nil
 	}
 	return wanted(socks4{}, asked, who), nil

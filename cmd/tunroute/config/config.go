@@ -324,9 +324,10 @@ type Listener struct {
 	Name string `yaml:"name,omitempty"`
 	// How a client may say who it is, the best first: `none` (not at all), which
 	// is the default, `password`, which is the default where there are `users`
-	// or `authenticate`, or `gssapi` (RFC 1961, with Kerberos), whose user is the
-	// principal, as in `alice@EXAMPLE.ORG`. Of SOCKS4 clients only `none` can be true,
-	// of HTTP clients not `gssapi`.
+	// or `authenticate`, `gssapi` (RFC 1961, with Kerberos), whose user is the
+	// principal, as in `alice@EXAMPLE.ORG`, or `ident`, which asks the client's machine
+	// (RFC 1413, danted's `rfc931`). Of SOCKS4 clients `none` and `ident` can be true,
+	// of HTTP clients all but `gssapi`.
 	Auth []Auth `yaml:"auth,omitempty"`
 	// The file of users and their passwords, which `tunroute passwd` writes; a path
 	// without a leading slash starts at the directory of the config. When it
@@ -353,8 +354,19 @@ type Listener struct {
 	// `necgssapi` for clients that send the protection unprotected, as NEC's do;
 	// others are served as well. Only with `gssapi`.
 	Compatibility Compatibility `yaml:"compatibility,omitempty"`
+	// The certificate, where clients speak TLS: `cert` and `key` are files in PEM, whose
+	// paths start at the directory of the config. When they change they are read again.
+	TLS ListenTLS `yaml:"tls,omitempty"`
+	// Who may connect to a unix socket, as in `0660`; `0600` where nothing is said.
+	Mode FileMode `yaml:"mode,omitempty"`
 
 	at place
+}
+
+// ListenTLS is the certificate of a listener.
+type ListenTLS struct {
+	Cert string `yaml:"cert,omitempty"`
+	Key  string `yaml:"key,omitempty"`
 }
 
 // Authenticate is a program that knows users.

@@ -169,6 +169,8 @@ var valueWords = map[string]string{
 	"[]Auth":           "word, or a list",
 	"[]Protection":     "word, or a list",
 	"[]Command":        "word, or a list",
+	"ListenTLS":        "`{cert: FILE, key: FILE}`",
+	"FileMode":         "octal digits",
 	"Authenticate":     "`{command: [PROGRAM, ARGUMENT...]}`",
 	"Mode":             "mode",
 	"[]string":         "name, or a list",

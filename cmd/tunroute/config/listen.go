@@ -60,8 +60,19 @@ func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
 		d.errorf(valueAt(n, "users"), "leave one of them out", "a listener has users from a file or from authenticate, not both")
 	}
 	l.checkGSSAPI(d, n)
-	if l.Users != "" && !filepath.IsAbs(l.Users) {
-		l.Users = filepath.Join(filepath.Dir(d.file), l.Users)
+	if (l.TLS.Cert == "") != (l.TLS.Key == "") {
+		d.errorf(valueAt(n, "tls"), "write {cert: FILE, key: FILE}", "tls wants a certificate and its key")
+	}
+	if l.Mode != 0 && l.At.Path == "" {
+		d.errorf(valueAt(n, "mode"), "leave it out", "mode is for a unix socket, and %s is none", l.At)
+	}
+	if l.At.Path != "" && slices.Contains(l.Auth, AuthIdent) {
+		d.errorf(valueAt(n, "auth"), "leave ident out", "nobody can be asked whose a connection by a unix socket is")
+	}
+	for _, file := range []*string{&l.Users, &l.TLS.Cert, &l.TLS.Key} {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(filepath.Dir(d.file), *file)
+		}
 	}
 }
 

@@ -161,15 +161,25 @@ const (
 	AuthNone Auth = iota
 	AuthPassword
 	AuthGSSAPI // RFC 1961, with Kerberos
+	AuthIdent  // of clients only
 )
 
-var auths = enum{"none", "password", "gssapi"}
+var auths = enum{"none", "password", "gssapi", "ident"}
 
 // String returns the way as the config has it.
 func (a Auth) String() string { return auths.text(int(a)) }
 
 // MarshalText returns what String does.
 func (a Auth) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// FileMode is the mode of a file.
+type FileMode uint32
+
+// String returns the mode as the config has it.
+func (m FileMode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
+
+// MarshalText returns what String does.
+func (m FileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
 // Command is a [flow.Command] as the config writes it.
 type Command flow.Command

@@ -45,6 +45,7 @@ var parsers = map[reflect.Type]func(string) (any, error){
 	reflect.TypeFor[Rejected]():         func(s string) (any, error) { return parseEnum("way with rejected names", rejecteds, s) },
 	reflect.TypeFor[Answer]():           func(s string) (any, error) { return parseEnum("kind of addresses", answers, s) },
 	reflect.TypeFor[ListenAt]():         func(s string) (any, error) { return parseListenAt(s) },
+	reflect.TypeFor[FileMode]():         func(s string) (any, error) { return parseFileMode(s) },
 	reflect.TypeFor[Command]():          func(s string) (any, error) { return parseEnum("command", commands, s) },
 	reflect.TypeFor[Strategy]():         func(s string) (any, error) { return parseEnum("strategy", strategies, s) },
 	reflect.TypeFor[LogEvent]():         func(s string) (any, error) { return parseEnum("thing to log", logEvents, s) },
@@ -114,6 +115,14 @@ func parseUint32(s string) (uint32, error) {
 		return 0, parseError(s, "is not a number", "write digits, or 0x and hexadecimal digits")
 	}
 	return uint32(n), nil
+}
+
+func parseFileMode(s string) (FileMode, error) {
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n == 0 || n > 0o777 {
+		return 0, parseError(s, "is not the mode of a file", "write three or four octal digits, as in 0660")
+	}
+	return FileMode(n), nil
 }
 
 func parseMark(s string) (Mark, error) {

@@ -1,12 +1,18 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
+	"syscall"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/router/flow"
+	"tunroute/router/ident"
 	"tunroute/router/inbound"
 	"tunroute/router/inbound/users"
 )
@@ -31,22 +37,51 @@ func (e *Engine) listenSocks(ctx context.Context, opened *closers) (all []inboun
 		if in.Methods, err = e.methods(l); err != nil {
 			return nil, fmt.Errorf("listen %v: %w", l.At, err)
 		}
-		if in.Listener, err = listenAt(ctx, l.At); err != nil {
+		if in.Listener, err = listenAt(ctx, l); err != nil {
 			return nil, fmt.Errorf("listen %v: %w", l.At, err)
 		}
 		opened.add(in.Listener)
+		if l.TLS.Cert != "" {
+			if in.TLS, err = serverTLS(l.TLS, e.log); err != nil {
+				return nil, fmt.Errorf("listen %v: tls: %w", l.At, err)
+			}
+		}
 		all = append(all, in)
 	}
 	return all, nil
 }
 
-func listenAt(ctx context.Context, at config.ListenAt) (net.Listener, error) {
+func listenAt(ctx context.Context, l config.Listener) (net.Listener, error) {
 	var lc net.ListenConfig
-	if at.Path != "" {
-		return lc.Listen(ctx, "unix", at.Path)
+	path := l.At.Path
+	if path == "" {
+		return lc.Listen(ctx, "tcp", l.At.Addr.String())
 	}
-	return lc.Listen(ctx, "tcp", at.Addr.String())
+	// A socket that a killed process has left behind answers nobody. Anything else
+	// is not ours to remove.
+	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSocket != 0 {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("somebody else listens there: %w", syscall.EADDRINUSE)
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			_ = os.Remove(path)
+		}
+	}
+	in, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, fs.FileMode(cmp.Or(l.Mode, defaultMode))); err != nil {
+		in.Close()
+		return nil, err
+	}
+	return in, nil
 }
+
+// defaultMode of a unix socket: for its owner.
+const defaultMode = config.FileMode(0o600)
 
 // methods returns how clients may say who they are.
 func (e *Engine) methods(l config.Listener) (list []inbound.Method, err error) {
@@ -60,6 +95,8 @@ func (e *Engine) methods(l config.Listener) (list []inbound.Method, err error) {
 				return nil, err
 			}
 			list = append(list, inbound.Password{Checker: known})
+		case config.AuthIdent:
+			list = append(list, inbound.Ident{Ask: ident.Ask})
 		case config.AuthGSSAPI:
 			m, err := gssapiMethod(l)
 			if err != nil {

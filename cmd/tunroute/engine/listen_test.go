@@ -2,19 +2,27 @@ package engine_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"tunroute/cmd/tunroute/engine"
 	"tunroute/cmd/tunroute/engine/enginetest"
 	"tunroute/router/flow"
+	"tunroute/router/inbound/users"
 	"tunroute/router/outbound"
+	"tunroute/router/outbound/outboundtest"
 	"tunroute/router/socks"
 )
 
@@ -125,5 +133,143 @@ rules:
 		if _, err := c.DialTCP(enginetest.Within(t), to); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", addr, err, want)
 		}
+	}
+}
+
+// TestChainTellsTheTruth: what becomes of a flow at the last of several servers of ours
+// is what the program in front of the first hears, and so is a server in between that
+// cannot be reached.
+func TestChainTellsTheTruth(t *testing.T) {
+	last := serve(t, `
+tun: off
+listen: {socks: SELF}
+rules: [{to: 127.0.0.66, via: reject}, {via: direct}]
+`)
+	middle := serve(t, fmt.Sprintf(`
+tun: off
+listen: {socks: SELF}
+upstreams: {last: "socks5h://%s"}
+rules: [{via: last}]
+`, last))
+	first := serve(t, fmt.Sprintf(`
+tun: off
+listen: {socks: SELF}
+upstreams:
+  middle: "socks5h://%s"
+  gone: "socks5h://127.0.0.1:%d"
+rules: [{to: gone.invalid, via: gone}, {via: middle}]
+`, middle, freePort(t)))
+	for i, at := range []netip.AddrPort{last, middle, first} {
+		// A program behind a TUN of yet another one hears what Errno says.
+		c := clientOf(t, at)
+		for host, want := range map[string]struct {
+			reply socks.ReplyError
+			errno syscall.Errno
+		}{
+			"127.0.0.1":  {socks.ReplyRefused, syscall.ECONNREFUSED},
+			"nx.invalid": {socks.ReplyHostUnreachable, syscall.EHOSTUNREACH},
+			"127.0.0.66": {socks.ReplyRuleset, syscall.EACCES},
+		} {
+			to, _ := flow.NewTarget(host, freePort(t))
+			_, err := c.DialTCP(enginetest.Within(t), to)
+			if !errors.Is(err, want.reply) || outbound.Errno(err) != want.errno {
+				t.Errorf("%s through %d: %v, %v, want %v", host, i+1, err, outbound.Errno(err), want)
+			}
+		}
+	}
+	to, _ := flow.NewTarget("gone.invalid", 80)
+	if _, err := clientOf(t, first).DialTCP(enginetest.Within(t), to); !errors.Is(err, socks.ReplyGeneral) {
+		t.Errorf("a server that is gone: %v, want reply 1", err)
+	}
+}
+
+// TestListenerTransports: TLS with a certificate that is replaced, and a unix socket
+// where a dead one lies, with users from a file.
+func TestListenerTransports(t *testing.T) {
+	dir := t.TempDir()
+	target := echo(t)
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	newCertificate := func() *x509.CertPool {
+		pair, trust, text := outboundtest.Certificate(t, "localhost")
+		der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write("key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+		write("cert.pem", string(text))
+		return trust
+	}
+	trust := newCertificate()
+	usersFile := write("users", "alice:"+users.Hash("secret")+":staff\n")
+	path := filepath.Join(dir, "socks")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	secure := serve(t, fmt.Sprintf(`
+tun: off
+listen:
+  socks:
+  - {at: SELF, name: local, users: %[2]s, tls: {cert: %[3]s/cert.pem, key: %[3]s/key.pem}}
+  - {at: "unix:%[1]s", name: local, users: %[2]s, mode: 0660}
+rules: [{group: staff, inbound: local, via: direct}]
+`, path, usersFile, dir))
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	way, err := outbound.NewUnix(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for password, ok := range map[string]bool{"secret": true, "wrong": false} {
+		c, err := outbound.NewSocks(outbound.SocksOptions{Name: "us", Version: socks.Version5, Via: way, User: "alice", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := c.DialTCP(enginetest.Within(t), flow.AddrTarget(target))
+		if (err == nil) != ok || err != nil && !errors.Is(err, socks.ErrAuth) {
+			t.Errorf("%s: %v", password, err)
+		}
+		if err == nil {
+			conn.Close()
+		}
+	}
+	direct, err := outbound.NewDirect(outbound.DirectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overTLS := func(trust *x509.CertPool) error {
+		c, err := outbound.NewSocks(outbound.SocksOptions{
+			Name: "us", Version: socks.Version5, Via: direct, Server: flow.AddrTarget(secure), User: "alice", Password: "secret", TLS: &tls.Config{RootCAs: trust},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := c.DialTCP(enginetest.Within(t), flow.AddrTarget(target))
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := overTLS(trust); err != nil {
+		t.Error(err)
+	}
+	trust = newCertificate()
+	enginetest.Eventually(t, "the new certificate", func() bool { return overTLS(trust) == nil })
+
+	e, err := engine.New(enginetest.Parse(t, "tun: off\nlisten: {socks: \"unix:%s\"}\nrules: [{via: direct}]\n", path), engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Run(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a second server at the socket: %v", err)
 	}
 }
