@@ -235,6 +235,7 @@ func (r *Router) Stats() Stats {
 		u.Sessions += one.Sessions
 		u.Paths += one.Paths
 		u.Evicted += one.Evicted
+		u.Limited += one.Limited
 	}
 	open, evicted, refused := r.flows.stats()
 	return Stats{

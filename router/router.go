@@ -296,6 +296,9 @@ func (r *Router) relayInLoop(f *tcpFlow, client relay.Conn, upstream outbound.Co
 	case relay.Stream:
 		in, err = loop.Relay(c, socket, &f.counters, f)
 	case *net.TCPConn:
+		if f.pipe != nil {
+			return false // what splice moves does not wait for a turn
+		}
 		in, err = loop.RelaySockets(c, socket, &f.counters, f)
 	default:
 		return false

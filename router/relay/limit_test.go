@@ -13,6 +13,19 @@ import (
 	"tunroute/router/pace"
 )
 
+// eachThatWaits runs f with every relay that keeps to a bandwidth: between two sockets
+// nothing is looked at on the way.
+func eachThatWaits(t *testing.T, f func(t *testing.T, start relayer)) {
+	t.Run("portable", func(t *testing.T) { f(t, portable) })
+	t.Run("loop", func(t *testing.T) {
+		start := onLoop(t)
+		if start == nil {
+			skipWithoutLoop(t)
+		}
+		f(t, start)
+	})
+}
+
 // TestBandwidth: what two flows move together, each way, is not faster than their
 // bandwidth, and arrives as it was.
 func TestBandwidth(t *testing.T) {
@@ -21,7 +34,7 @@ func TestBandwidth(t *testing.T) {
 	least := time.Second * (2*size - rate/10 - 2*64<<10) / rate
 	data := make([]byte, size)
 	rand.Read(data)
-	each(t, func(t *testing.T, start relayer) {
+	eachThatWaits(t, func(t *testing.T, start relayer) {
 		for name, l := range map[string]limits{
 			"up": {up: pace.New(rate)}, "down": {down: pace.New(rate)}, "both": {up: pace.New(rate), down: pace.New(rate)},
 		} {
@@ -60,7 +73,7 @@ func TestBandwidth(t *testing.T) {
 // TestBandwidthHoldsNoEndUp: a flow that waits for its turn ends at once when it has to,
 // and leaves the bandwidth to others.
 func TestBandwidthHoldsNoEndUp(t *testing.T) {
-	each(t, func(t *testing.T, start relayer) {
+	eachThatWaits(t, func(t *testing.T, start relayer) {
 		slow := pace.New(1)
 		ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), limitsKey{}, limits{slow, slow}))
 		client, upstream, n, done := start(t, ctx)

@@ -221,6 +221,9 @@ func halfCloseIsPassedOnEitherWay(t *testing.T, start relayer) {
 		if got, err := io.ReadAll(second); err != nil || string(got) != "question" {
 			t.Fatalf("client first %v: far end read %q, %v; want the question and EOF", clientFirst, got, err)
 		}
+		if !n.OneWay.Load() {
+			t.Errorf("client first %v: it is not noted that one direction has ended", clientFirst)
+		}
 		second.Write([]byte("the answer"))
 		second.CloseWrite()
 		if got, err := io.ReadAll(first); err != nil || string(got) != "the answer" {

@@ -143,6 +143,7 @@ func (w *worker) stepHalf(f *Flow, h *half, from, to End) (more bool) {
 			case n == 0:
 				h.release(&f.loop.pipes)
 				*done = true
+				f.n.OneWay.Store(true)
 				// If it has gone already, its own direction says so.
 				_ = syscall.Shutdown(int(dst), syscall.SHUT_WR)
 				return false
@@ -199,6 +200,7 @@ func (w *worker) copyHalf(f *Flow, from, to End) (more bool) {
 			return false
 		case n == 0:
 			*done = true
+			f.n.OneWay.Store(true)
 			_ = syscall.Shutdown(int(dst), syscall.SHUT_WR)
 			return false
 		}

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"tunroute/cmd/tunroute/engine"
 	"tunroute/cmd/tunroute/engine/enginetest"
@@ -95,6 +96,35 @@ func echo(t *testing.T) netip.AddrPort {
 	})
 	t.Cleanup(func() { l.Close(); work.Wait() })
 	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// TestLimitsOfListeners: a client of a listener is held to the limits of its rule, and told
+// of a general failure where it is one too many.
+func TestLimitsOfListeners(t *testing.T) {
+	target := echo(t)
+	c := clientOf(t, serve(t, fmt.Sprintf(`
+tun: off
+listen: {socks: SELF}
+rules:
+- {to: 127.0.0.1, port: %d, via: direct, limits: {sessions: 1}, bandwidth: {up: 200kB/s}}
+`, target.Port())))
+	conn, err := c.DialTCP(enginetest.Within(t), flow.AddrTarget(target))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := c.DialTCP(enginetest.Within(t), flow.AddrTarget(target)); !errors.Is(err, socks.ReplyGeneral) {
+		t.Errorf("one too many: %v, want a general failure", err)
+	}
+	const size = 60_000 // with a burst of 20,000 and a quantum: a fifth of a second less
+	began := time.Now()
+	go func() { conn.Write(make([]byte, size)); conn.CloseWrite() }()
+	if n, err := io.Copy(io.Discard, conn); n != size || err != nil {
+		t.Errorf("%d bytes came back, %v", n, err)
+	}
+	if took := time.Since(began); took < 150*time.Millisecond {
+		t.Errorf("%d bytes at 200 kB/s took %v", size, took)
+	}
 }
 
 // TestServerAlone: without an interface, clients of a listener go by the rules, and
