@@ -31,7 +31,10 @@ func Tunroute(name, program string, mtu int, direct bool) Router {
 			"upstreams: {socks: 'socks5://{{.Socks}}'}",
 			"rules: [{via: " + via + "}]",
 			"tun: {name: {{.Tun}}" + mtuLine + "}",
-			"dns: {resolvers: '{{.SocksHost}}'}", // has none: nothing is asked for
+			// Nobody is there: nothing is asked for. And nothing of a
+			// run is left on the machine.
+			"dns: {resolvers: '{{.SocksHost}}', state: none}",
+			"admin: {socket: off}",
 			"log: {level: warn}",
 		}},
 		Setup: []string{}, // it does that itself

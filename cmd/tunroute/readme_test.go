@@ -54,6 +54,12 @@ var inReadme = strings.NewReplacer(
 
 // readmeSteps says of each command what must come of it.
 var readmeSteps = map[string]func(*readme, string){
+	"go run ./cmd/tunroute demo": func(r *readme, c string) {
+		got := r.run(c)
+		for requirement := 1; requirement <= 6; requirement++ {
+			r.contains("\n"+got.Stdout, fmt.Sprintf("\n%d pass  ", requirement))
+		}
+	},
 	"go run ./cmd/tunroute exec -v -- go list -m golang.org/x/net@latest": func(r *readme, c string) {
 		r.serveModules()
 		got := r.run(c)
@@ -89,6 +95,17 @@ var readmeSteps = map[string]func(*readme, string){
 			r.isPage(r.lab.Lan.Run(r.t, "curl", "-s", "http://"+lab.SecretName+"/"))
 			if got := r.lab.Lan.Run(r.t, "curl", "-s", "http://"+lab.SecretName+":9001/"); got.Status != 7 {
 				r.t.Errorf("curl of a port that guests may not use: status %d, want 7", got.Status)
+			}
+			r.contains(r.run("sudo ./tunroute status -c gateway.yaml").Stdout, "\ndevice   tunroute0\n")
+		})
+	},
+	"sudo ./tunroute status -c gateway.yaml": func(*readme, string) {}, // while it runs: above
+	"./tunroute run -c server.yaml": func(r *readme, c string) {
+		r.daemon(c, func() {
+			r.isPage(r.lab.Host.Run(r.t, "curl", "-s", "-x", "socks5h://127.0.0.1", "http://"+lab.SecretName+"/"))
+			got := r.lab.Host.Run(r.t, "curl", "-s", "-x", "socks5h://127.0.0.1", "http://127.0.0.1/")
+			if got.Status != 97 { // refused by the server
+				r.t.Errorf("curl of what a rule rejects: status %d, want 97", got.Status)
 			}
 		})
 	},

@@ -61,8 +61,8 @@ rules: [{via: p}]
 }
 
 // needGSSDante skips the test where danted is built without GSSAPI. It does not fail where
-// CI=true: Debian's is, so that this is for who builds Dante; a server of our own on MIT's
-// library stands in for it.
+// CI=true: Debian's is, so that this is for who builds Dante. What MIT's library makes of
+// our tokens, package krb5 tests.
 func needGSSDante(t *testing.T) {
 	t.Helper()
 	servers.Need(t, servers.Dante)
@@ -125,11 +125,11 @@ rules: [{user: alice@TEST.REALM, via: direct}]
 
 // curl has the level none only, by the RFC and by NEC's variant.
 //
-// curl 7.88, which is Debian's, does not get further than the end of the negotiation,
-// whatever the server: do_SOCKS5 forgets that it knows GSSAPI unless the choice of the
-// method is there when it looks for the first time, so that it has to be held up behind
-// its greeting here, and then it takes success for a method that it does not know. What it
-// says before is what is looked at.
+// curl 7.88, which is Debian's, has not got further than the end of the negotiation:
+// do_SOCKS5 forgets that it knows GSSAPI unless the choice of the method is there when
+// it looks for the first time, so that it has to be held up behind its greeting here,
+// and then it takes success for a method that it does not know. What it says before is
+// what is looked at.
 func TestCurlWithTickets(t *testing.T) {
 	lab.Need(t, "curl", "curl")
 	lab.Need(t, "strace", "strace")
