@@ -20,7 +20,7 @@ const requests = 200
 
 // A group shares requests out among real gateways as its policy says.
 func TestBalance(t *testing.T) {
-	n := newNetwork(t, 2)
+	n := newNetwork(t, danted, 2)
 	split := func(t *testing.T, policy string) [2]int {
 		var by [2]int
 		c := startRun(t, n.client, config(t, append(patient, change{"policy: random", "policy: " + policy})...))
@@ -59,7 +59,7 @@ func TestBalance(t *testing.T) {
 // clients only, and gets them back.
 func TestHash(t *testing.T) {
 	const sources, each = 30, 3
-	n := newNetwork(t, 3)
+	n := newNetwork(t, danted, 3)
 	var from []string
 	for i := range sources {
 		a := netip.AddrFrom4([4]byte{10, 0, 0, byte(100 + i)})

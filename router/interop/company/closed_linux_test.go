@@ -12,7 +12,7 @@ import (
 // nothing takes another way.
 func TestNothingTakesAnotherWay(t *testing.T) {
 	lab.Need(t, "dig", "bind9-dnsutils")
-	n := newNetwork(t, 2)
+	n := newNetwork(t, danted, 2)
 	for i, node := range []*lab.Node{n.client, n.second} { // the first is not what it was when run has been killed
 		k := kinds[i]
 		t.Run(k.name, func(t *testing.T) {

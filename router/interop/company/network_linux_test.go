@@ -9,10 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -43,13 +41,10 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // gatewayAddr is where the gateway int1, int2, ... comes from on the Internet.
 func gatewayAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}) }
 
-// What the gateways to the Internet want. The hashes are what "openssl passwd -6
-// -salt company" makes of the password, and of another one.
+// What the gateways to the Internet want.
 const (
-	user        = "office"
-	password    = "cedar-7-lantern"
-	hash        = "$6$company$zDf4UyWgE/.D9FIATio/ZS84w3235FWv/fDGaKdYjrphRS3tophtLsUbCrz6F/QQuz84bRncTUjAiZmkdDVy20"
-	anotherHash = "$6$company$jLZE99tLqKTbpDLIkwsoL6rUXJ/SKjcpVJ8.AE52PYFrCHTptJIZQvxzB0KYBusCg5G8os1F6lZUNcsTr4Oln1"
+	user     = "office"
+	password = "cedar-7-lantern"
 )
 
 // network is the company's, and what is around it.
@@ -65,24 +60,30 @@ type network struct {
 	serving sync.WaitGroup
 }
 
-// gateway is a host with a danted.
+// gateway is a host with a server.
 type gateway struct {
 	*lab.Node
-	t      *testing.T // that it lives as long as
-	config string
-	shadow string     // the file with the passwords of its users, where it has any
-	watch  *lab.Watch // of what comes from the company or, at p1, from the subsidiary
-	danted *lab.Shell // the one that runs, or has run
+	t               *testing.T // that it lives as long as
+	inside, outside netip.Addr
+	clients         netip.Prefix
+	software        *software
+	config          string
+	passwords       string     // the file with those of its users, where it has any
+	watch           *lab.Watch // of what comes from the company or, at p1, from the subsidiary
+	server          *lab.Shell // the one that runs, or has run
 }
+
+// internet says that it is one to the Internet: int1, int2, ...
+func (g *gateway) internet() bool { return strings.HasPrefix(g.Name, "int") }
 
 // newNetwork makes the network with some gateways to the Internet, which lives until
 // the test ends.
-func newNetwork(t *testing.T, gateways int) *network {
+func newNetwork(t *testing.T, servers *software, gateways int) *network {
 	t.Helper()
 	if err := lookAtSources(); err != nil {
 		t.Fatal(err)
 	}
-	lab.Need(t, "danted", "dante-server")
+	lab.Need(t, servers.need[0], servers.need[1])
 	lab.Need(t, "dnsmasq", "dnsmasq-base")
 	lab.Need(t, "curl", "curl")
 	lab.Need(t, "bash", "bash")
@@ -120,97 +121,65 @@ func newNetwork(t *testing.T, gateways int) *network {
 
 	for i := 1; i <= gateways; i++ {
 		inside, outside := fmt.Sprintf("10.0.3.%d", i), gatewayAddr(i)
-		g := n.gateway(t, node(fmt.Sprintf("int%d", i), netDNS, map[string][]string{"corp": {inside + "/8"}, "net": {outside.String() + "/24"}}),
-			"corp", n.client, addr(inside), fmt.Sprintf(`
-internal: %[1]s port = 1080
-external: %[2]s
-clientmethod: none
-socksmethod: username none
-client pass { from: 10.0.0.0/8 to: %[1]s/32 log: connect error }
-client block { from: 0/0 to: 0/0 log: connect error }
-socks pass { from: 10.0.0.0/8 to: 0.0.0.0/0 port = http
- socksmethod: username
- log: connect error disconnect
-}
-socks block { from: 0/0 to: 0/0 log: connect error }
-`, inside, outside))
-		g.Cover(t, "/etc/passwd", fmt.Sprintf("root:x:0:0::/:/bin/sh\n%s:x:65000:65000::/:/bin/false\n", user))
-		g.shadow = g.Cover(t, "/etc/shadow", shadow(hash))
-		g.start()
-		n.int = append(n.int, g)
+		node := node(fmt.Sprintf("int%d", i), netDNS, map[string][]string{"corp": {inside + "/8"}, "net": {outside.String() + "/24"}})
+		n.int = append(n.int, n.gateway(t, servers, node, "corp", n.client, addr(inside), outside))
 	}
-	n.d1 = n.gateway(t, node("d1", corpDNS, map[string][]string{"corp": {"10.0.4.1/8"}, "sub": {"192.168.100.1/24"}}),
-		"corp", n.client, addr("10.0.4.1"), `
-internal: 10.0.4.1 port = 1080
-external: 192.168.100.1
-clientmethod: none
-socksmethod: none
-client pass { from: 10.0.0.0/8 to: 10.0.4.1/32 log: connect error }
-client block { from: 0/0 to: 0/0 log: connect error }
-socks pass { from: 10.0.0.0/8 to: 192.168.100.0/24 log: connect error disconnect }
-socks block { from: 0/0 to: 0/0 log: connect error }
-`)
-	n.p1 = n.gateway(t, node("p1", privDNS, map[string][]string{"sub": {"192.168.100.2/24"}, "priv": {"172.31.0.1/16"}}),
-		"sub", n.d1.Node, addr("192.168.100.2"), `
-internal: 192.168.100.2 port = 1080
-external: 172.31.0.1
-clientmethod: none
-socksmethod: none
-client pass { from: 192.168.100.0/24 to: 192.168.100.2/32 log: connect error }
-client block { from: 0/0 to: 0/0 log: connect error }
-socks pass { from: 192.168.100.0/24 to: .private-net.org log: connect error disconnect }
-socks block { from: 0/0 to: 0/0 log: connect error }
-`)
-	n.d1.start()
-	n.p1.start()
+	n.d1 = n.gateway(t, servers, node("d1", corpDNS, map[string][]string{"corp": {"10.0.4.1/8"}, "sub": {"192.168.100.1/24"}}),
+		"corp", n.client, addr("10.0.4.1"), d1Addr)
+	n.p1 = n.gateway(t, servers, node("p1", privDNS, map[string][]string{"sub": {"192.168.100.2/24"}, "priv": {"172.31.0.1/16"}}),
+		"sub", n.d1.Node, addr("192.168.100.2"), p1Addr)
 	return n
 }
 
-// gateway makes a gateway of a node, without starting its danted. Its clients come
-// from a network, for example that node, to that address.
-func (n *network) gateway(t *testing.T, node *lab.Node, network string, client *lab.Node, at netip.Addr, config string) *gateway {
-	return &gateway{
-		Node:   node,
-		t:      t,
-		config: lab.File(t, "danted.conf", "logoutput: stderr\nuser.privileged: root\nuser.unprivileged: root\n"+config),
-		watch:  lab.NewWatch(t, node, network, client, netip.AddrPortFrom(at, 9)),
+// gateway makes a gateway of a node, which serves until the test ends. Its clients come
+// from a network, for example that node, to the address inside.
+func (n *network) gateway(t *testing.T, servers *software, node *lab.Node, network string, client *lab.Node, inside, outside netip.Addr) *gateway {
+	t.Helper()
+	g := &gateway{
+		Node:     node,
+		t:        t,
+		inside:   inside,
+		outside:  outside,
+		clients:  netip.MustParsePrefix("10.0.0.0/8"),
+		software: servers,
+		watch:    lab.NewWatch(t, node, network, client, netip.AddrPortFrom(inside, 9)),
+	}
+	if network == "sub" {
+		g.clients = netip.MustParsePrefix("192.168.100.0/24")
+	}
+	servers.install(t, g)
+	if g.internet() {
+		g.password(t, password)
+	}
+	g.start()
+	return g
+}
+
+// password gives the user of a gateway to the Internet a password. The server sees it
+// within a second.
+func (g *gateway) password(t *testing.T, p string) {
+	t.Helper()
+	if err := os.WriteFile(g.passwords, []byte(g.software.passwords(p)), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// shadow is a shadow(5) with the password of user.
-func shadow(hash string) string {
-	return fmt.Sprintf("root:*:19000:0:99999:7:::\n%s:%s:19000:0:99999:7:::\n", user, hash)
-}
-
-// start starts the danted, and returns when it listens.
-func (g *gateway) start() {
-	g.t.Helper()
-	dir := lab.Dir(g.t)
-	cmd := g.Command("env", "TMPDIR="+dir, "danted", "-f", g.config, "-p", filepath.Join(dir, "pid"))
-	// Its dozens of processes are signalled as one.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	danted := lab.NewShell(g.t, cmd)
-	g.t.Cleanup(func() { unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }) // NewShell ends the first of them
-	danted.AwaitLog(g.t, 0, " running")
-	g.danted = danted
-}
-
-// signal sends a signal to all processes of the danted.
+// signal sends a signal to all processes of the server.
 func (g *gateway) signal(t *testing.T, sig unix.Signal) {
 	t.Helper()
-	if err := unix.Kill(-g.danted.Process().Pid, sig); err != nil {
-		t.Fatalf("%s: %v to danted: %v", g.Name, sig, err)
+	if err := unix.Kill(-g.server.Process().Pid, sig); err != nil {
+		t.Fatalf("%s: %v to %s: %v", g.Name, sig, g.software.name, err)
 	}
 }
 
-// kill ends the danted.
+// kill ends the server.
 func (g *gateway) kill(t *testing.T) {
 	t.Helper()
 	g.signal(t, unix.SIGKILL)
-	g.danted.Wait(t)
+	g.server.Wait(t)
 }
 
-// connections returns how many connections have been opened to the danted since the
+// connections returns how many connections have been opened to the server since the
 // last call, whether it has taken them or not.
 func (g *gateway) connections(t *testing.T) int {
 	t.Helper()
@@ -219,20 +188,6 @@ func (g *gateway) connections(t *testing.T) int {
 		from[p.Src] = true
 	}
 	return len(from)
-}
-
-// targets returns what the danted says on its log behind the first skip bytes where it
-// has connected to, each target once and sorted.
-func (g *gateway) targets(skip int) []string {
-	var list []string
-	for line := range strings.Lines(g.danted.Log()[skip:]) {
-		if _, way, ok := strings.Cut(line, "tcp/connect [: "); ok {
-			f := strings.Fields(way)
-			list = append(list, f[len(f)-1])
-		}
-	}
-	slices.Sort(list)
-	return slices.Compact(list)
 }
 
 // page is what a web server answers.
@@ -296,7 +251,7 @@ func config(t *testing.T, changes ...change) string {
 		text = strings.ReplaceAll(text, c.old, c.new)
 	}
 	file := lab.File(t, "tunroute.yaml", text)
-	for name, secret := range map[string]string{"internet.user": user, "internet.secret": password, "wrong.secret": "birch-2-candle"} {
+	for name, secret := range map[string]string{"internet.user": user, "internet.secret": password, "wrong.secret": another} {
 		if err := os.WriteFile(filepath.Join(filepath.Dir(file), name), []byte(secret+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package company
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +16,13 @@ import (
 func TestRequirements(t *testing.T) {
 	lab.NeedRoot(t) // tcpdump does, and exec for another user
 	lab.Need(t, "dig", "bind9-dnsutils")
-	n := newNetwork(t, 2)
+	for _, servers := range softwares {
+		t.Run(servers.name, func(t *testing.T) { requirementsMet(t, servers) })
+	}
+}
+
+func requirementsMet(t *testing.T, servers *software) {
+	n := newNetwork(t, servers, 2)
 	captures := map[string]*capture{
 		"int1": startCapture(t, n.int[0].Node, "corp"),
 		"int2": startCapture(t, n.int[1].Node, "corp"),
@@ -34,7 +41,7 @@ func TestRequirements(t *testing.T) {
 			})
 			seen[2] += n.refusedByGateway(t, k)
 			seen[4] = n.passwords(t, k)
-			t.Logf("what others have seen of tunroute %s:\n%s", k.name, table(seen))
+			t.Logf("what others have seen of tunroute %s, with %s on the gateways:\n%s", k.name, servers.name, table(seen))
 		})
 	}
 	t.Run("on the wire", func(t *testing.T) { checkWire(t, captures) })
@@ -123,12 +130,9 @@ func (n *network) refusedByGateway(t *testing.T, k kind) (seen string) {
 			t.Errorf("connections at int1, int2: %v, want one", at[:2])
 		}
 		g := min(at[1], 1) // the index of who has it
-		line := n.int[g].danted.AwaitLog(t, logged[g], "block(2): tcp/connect")
-		if !strings.Contains(line, fmt.Sprintf("username%%%s@", user)) || !strings.Contains(line, webAddr.String()+".8080") {
-			t.Errorf("danted says %s", line)
-		}
+		n.int[g].await(t, logged[g], n.int[g].software.byRule(netip.AddrPortFrom(webAddr, 8080))...)
 		c.tunroute.AwaitLog(t, said, fmt.Sprintf("internet: %s: request: not allowed by the server's rules (reply 2)", n.int[g].Name))
-		seen = fmt.Sprintf("without our rule: block(2) at %s, and no connection at the other\n", n.int[g].Name)
+		seen = fmt.Sprintf("without our rule: refused by that of %s, and no connection at the other\n", n.int[g].Name)
 
 		// What the target refuses is no reason to ask another one either.
 		logged, said = n.logged(), len(c.tunroute.Log())
@@ -139,10 +143,7 @@ func (n *network) refusedByGateway(t *testing.T, k kind) (seen string) {
 		}
 		g = min(at[1], 1)
 		c.tunroute.AwaitLog(t, said, fmt.Sprintf("internet: %s: request: connection refused (reply 5)", n.int[g].Name))
-		line = n.int[g].danted.AwaitLog(t, logged[g], closedAddr.String()+".80")
-		if !strings.Contains(strings.ToLower(line), "refused") {
-			t.Errorf("danted says %s", line)
-		}
+		n.int[g].await(t, logged[g], n.int[g].software.byTarget(netip.AddrPortFrom(closedAddr, 80))...)
 		seen += fmt.Sprintf("a closed port: refused at %s, and no connection at the other\n", n.int[g].Name)
 	})
 	return seen
@@ -152,7 +153,7 @@ func (n *network) refusedByGateway(t *testing.T, k kind) (seen string) {
 func (n *network) logged() []int {
 	var list []int
 	for _, g := range n.int {
-		list = append(list, len(g.danted.Log()))
+		list = append(list, len(g.server.Log()))
 	}
 	return list
 }
@@ -189,7 +190,8 @@ func (n *network) balance(t *testing.T, c *client) string {
 
 // passwords is requirement 4.
 func (n *network) passwords(t *testing.T, k kind) (seen string) {
-	ask := func(name string, want string, changes ...change) {
+	software := n.int[0].software
+	ask := func(name string, want []string, changes ...change) {
 		k.with(t, n.client, config(t, changes...), func(c *client) {
 			logged := n.logged()
 			if name == "right" {
@@ -202,32 +204,32 @@ func (n *network) passwords(t *testing.T, k kind) (seen string) {
 			var lines []string
 			for i, g := range n.int {
 				if at := g.connections(t); at > 0 {
-					line := g.danted.AwaitLog(t, logged[i], want)
+					g.await(t, logged[i], want...)
 					lines = append(lines, g.Name)
-					if strings.Contains(line, password) {
-						t.Errorf("a password in the log of danted: %s", line)
+					if strings.Contains(g.server.Log()[logged[i]:], password) {
+						t.Errorf("a password in the log of %s:\n%s", g.Name, g.server.Log())
 					}
 				}
 			}
 			if len(lines) == 0 {
 				t.Fatal("no gateway was asked")
 			}
-			seen += fmt.Sprintf("%s: %q at %s\n", name, want, strings.Join(lines, ", "))
+			seen += fmt.Sprintf("%s: %q at %s\n", name, strings.Join(want, " "), strings.Join(lines, ", "))
 			if strings.Contains(c.tunroute.Log(), password) {
 				t.Errorf("the password is in the log:\n%s", c.tunroute.Log())
 			}
 		})
 	}
 	n.connections(t)
-	ask("none", "block(2): tcp/connect", change{", user: {file: internet.user}, password: {file: internet.secret}", ""})
-	ask("wrong", fmt.Sprintf("system password authentication failed for user %q", user), change{"internet.secret", "wrong.secret"})
-	ask("right", fmt.Sprintf("pass(1): tcp/connect [: username%%%s@%v", user, clientAddr))
+	ask("none", software.none, change{", user: {file: internet.user}, password: {file: internet.secret}", ""})
+	ask("wrong", software.wrong, change{"internet.secret", "wrong.secret"})
+	ask("right", software.passed)
 	return seen
 }
 
 // subsidiary is requirement 5.
 func (n *network) subsidiary(t *testing.T, c *client) string {
-	skip := len(n.d1.danted.Log())
+	skip := len(n.d1.server.Log())
 	host := subAddr.String()
 	for _, port := range []string{"", ":2222"} {
 		if got, want := c.get(t, "http://"+host+port+"/"), page("subh", d1Addr, host+port); got != want {
@@ -236,7 +238,10 @@ func (n *network) subsidiary(t *testing.T, c *client) string {
 	}
 	c.fails(t, subAddr, 9, refused)
 	c.fails(t, noSubAddr, 80, unreachable)
-	n.d1.danted.AwaitLog(t, skip, host+".2222")
+	// All of it: what is looked at next begins behind.
+	for _, target := range []string{host + ":80", host + ":2222", host + ":9", noSubAddr.String() + ":80"} {
+		n.d1.awaitTarget(t, skip, target)
+	}
 	return fmt.Sprintf("web server of the subsidiary: peer=%v, on ports 80 and 2222\nd1: connected to %s\na closed port: %q; a host that is down: %q\n",
 		d1Addr, strings.Join(n.d1.targets(skip), ", "), refused, unreachable)
 }
@@ -245,7 +250,7 @@ func (n *network) subsidiary(t *testing.T, c *client) string {
 // what it has been told.
 func (n *network) private(t *testing.T, c *client, label string) string {
 	name := label + ".private-net.org"
-	skipD1, skipP1 := len(n.d1.danted.Log()), len(n.p1.danted.Log())
+	skipD1, skipP1 := len(n.d1.server.Log()), len(n.p1.server.Log())
 	if got, want := c.get(t, "http://"+name+"/"), page("privh", p1Addr, name); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -256,17 +261,20 @@ func (n *network) private(t *testing.T, c *client, label string) string {
 	if len(priv) == 0 || slices.ContainsFunc(priv, func(q lab.Query) bool { return q.From != p1Addr }) {
 		t.Errorf("the private DNS was asked for %v, want some of %v and none of others", priv, p1Addr)
 	}
-	n.d1.danted.AwaitLog(t, skipD1, " 192.168.100.2.1080")
-	n.p1.danted.AwaitLog(t, skipP1, fmt.Sprintf(" %v.80", privAddr))
-	d1, p1 := n.d1.targets(skipD1), n.p1.targets(skipP1)
-	if want := []string{"192.168.100.2.1080"}; !slices.Equal(d1, want) {
-		t.Errorf("d1 connected to %q, want %q", d1, want)
+	at := n.p1.inside.String() + ":1080"
+	n.d1.awaitTarget(t, skipD1, at)
+	d1 := n.d1.targets(skipD1)
+	if !slices.Equal(d1, []string{at}) {
+		t.Errorf("d1 connected to %q, want %q", d1, at)
 	}
-	if want := []string{privAddr.String() + ".80"}; !slices.Equal(p1, want) {
-		t.Errorf("p1 connected to %q, want %q", p1, want)
+	web := n.p1.software.private(name)
+	n.p1.awaitTarget(t, skipP1, web)
+	p1 := n.p1.targets(skipP1)
+	if !slices.Equal(p1, []string{web}) {
+		t.Errorf("p1 connected to %q, want %q", p1, web)
 	}
-	if strings.Contains(n.d1.danted.Log(), name) {
-		t.Errorf("d1 knows the name:\n%s", n.d1.danted.Log())
+	if strings.Contains(n.d1.server.Log(), name) {
+		t.Errorf("d1 knows the name:\n%s", n.d1.server.Log())
 	}
 	return fmt.Sprintf("private web server: peer=%v Host=%s\ncompany's DNS: %d queries for .private-net.org; Internet's: %d; private: %d, from %v\nd1: connected to %s; p1: connected to %s\n",
 		p1Addr, name, len(corp), len(net), len(priv), p1Addr, strings.Join(d1, ", "), strings.Join(p1, ", "))
@@ -276,8 +284,10 @@ func (n *network) private(t *testing.T, c *client, label string) string {
 // company's DNS for the private name, and does not get there.
 func TestChainOfDantedLeaks(t *testing.T) {
 	lab.Need(t, "dig", "bind9-dnsutils")
-	n := newNetwork(t, 0)
-	chaining := n.gateway(t, n.d1.Node, "corp", n.client, addr("10.0.4.1"), `
+	n := newNetwork(t, danted, 0)
+	chaining := *danted
+	chaining.install = func(t *testing.T, g *gateway) {
+		g.config = dantedConfig(t, `
 internal: 10.0.4.1 port = 1081
 external: 192.168.100.1
 clientmethod: none
@@ -287,7 +297,8 @@ socks pass { from: 10.0.0.0/8 to: .private-net.org log: connect error disconnect
 socks block { from: 0/0 to: 0/0 log: connect error }
 route { from: 0.0.0.0/0 to: .private-net.org via: 192.168.100.2 port = 1080 proxyprotocol: socks_v5 }
 `)
-	chaining.start()
+	}
+	n.gateway(t, &chaining, n.d1.Node, "corp", n.client, addr("10.0.4.1"), d1Addr)
 	c := startRun(t, n.client, config(t,
 		change{"socks5h://10.0.4.1 ", "socks5h://10.0.4.1:1081 "},
 		change{"{to: .private-net.org, via: p1}", "{to: .private-net.org, via: d1}"}))
@@ -305,4 +316,39 @@ route { from: 0.0.0.0/0 to: .private-net.org via: 192.168.100.2 port = 1080 prox
 	}
 	c.stop(t)
 	t.Logf("danted with a route to p1 asks the company's DNS for %v; the program is told %s", corp, line)
+}
+
+// Requirement 6 for programs that speak SOCKS themselves and know D1 only: a tunroute at
+// d1 goes on to p1, name and all, and nobody but p1 asks for the name.
+func TestChainOfTunroute(t *testing.T) {
+	lab.Need(t, "dig", "bind9-dnsutils")
+	lab.Need(t, "socksify", "dante-client")
+	lab.Need(t, "proxychains4", "proxychains4")
+	n := newNetwork(t, tunrouted, 0)
+	const route = "route {\n from: 0.0.0.0/0 to: %s via: 10.0.4.1 port = 1080\n proxyprotocol: socks_v5\n method: none\n}\n"
+	socks := lab.File(t, "socks.conf", "resolveprotocol: fake\n"+fmt.Sprintf(route, "0.0.0.0/0")+fmt.Sprintf(route, "."))
+	chains := lab.File(t, "proxychains.conf", "strict_chain\nproxy_dns\nquiet_mode\n[ProxyList]\nsocks5 10.0.4.1 1080\n")
+	for program, before := range map[string][]string{
+		"curl":         {"curl", "-x", "socks5h://10.0.4.1"},
+		"socksify":     {"env", "SOCKS_CONF=" + socks, "SOCKS_AUTOADD_LANROUTES=no", "socksify", "curl"},
+		"proxychains4": {"proxychains4", "-f", chains, "curl"},
+	} {
+		name := program + ".private-net.org"
+		skip := len(n.d1.server.Log())
+		r := n.client.Run(t, append(before, "-sS", "-4", "-m", "60", "http://"+name+"/")...)
+		if want := page("privh", p1Addr, name); r.Status != 0 || !strings.Contains(r.Stdout, want) {
+			t.Errorf("%s: status %d, %q, want %q\n%s", program, r.Status, r.Stdout, want, r.Stderr)
+			continue
+		}
+		line := n.d1.await(t, skip, "dst="+name+":80", "out=p1")
+		corp, net, priv := n.corp.Asked(t, name), n.net.Asked(t, name), n.priv.Asked(t, name)
+		if len(corp)+len(net) > 0 || len(priv) == 0 || slices.ContainsFunc(priv, func(q lab.Query) bool { return q.From != p1Addr }) {
+			t.Errorf("%s: the company's DNS was asked %v, the Internet's %v, the private one %v, want the last by %v only", program, corp, net, priv, p1Addr)
+		}
+		t.Logf("%s: %sd1 says %squeries at the company's DNS %d, at the Internet's %d, at the private one %v", program, r.Stdout, line, len(corp), len(net), priv)
+	}
+	// What the far end says is what the program is told.
+	if r := n.client.Run(t, "curl", "-sS", "-m", "60", "-x", "socks5h://10.0.4.1", "http://closed.private-net.org:9/"); r.Status != 97 || !strings.Contains(r.Stderr, "(5)") {
+		t.Errorf("a closed port: status %d, %s, want 97 and reply 5", r.Status, r.Stderr)
+	}
 }
