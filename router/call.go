@@ -40,13 +40,7 @@ type BindCall interface {
 // inbound. It does not block.
 func (r *Router) Admits(source netip.AddrPort, inbound string) bool {
 	s := r.snap.Load()
-	return s.table.Admits(flow.Flow{Source: source, Inbound: inbound}, func(via string) bool {
-		switch s.outs[via].Dialer.(type) {
-		case outbound.Reject, outbound.Drop:
-			return true
-		}
-		return false
-	})
+	return s.table.Admits(flow.Flow{Source: source, Inbound: inbound}, func(via string) bool { return s.outs[via].rejects() })
 }
 
 // ServeCall decides the flow f, whose Target the client has named, and serves it as
@@ -98,7 +92,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 		f.end(EndLimit, errFlowLimit)
 		return
 	}
-	asked := &outbound.Flow{Flow: f.rec.Flow, Rule: f.rec.Verdict.Index}
+	asked := snap.ask(&f.rec)
 	open := out.Dialer.DialTCP
 	var peer netip.AddrPort
 	if of.Asks() == flow.Bind {

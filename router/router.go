@@ -141,6 +141,31 @@ func (s *Snapshot) route(f *flow.Flow) (rule.Verdict, *Outbound) {
 	return v, s.outs[v.Via]
 }
 
+// rejects says whether no flow gets through o.
+func (o *Outbound) rejects() bool {
+	switch o.Dialer.(type) {
+	case outbound.Reject, outbound.Drop:
+		return true
+	}
+	return false
+}
+
+// ask returns the flow of rec as its outbound sees it. Where its name is resolved
+// here, rules about addresses keep it from what they reject: those above the one that
+// decided the name.
+func (s *Snapshot) ask(rec *Record) *outbound.Flow {
+	asked := &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
+	if rec.Flow.Target.Name != "" {
+		asked.Rejects = func(a netip.Addr) bool {
+			f := asked.Flow
+			f.Target.Addr = a
+			_, out := s.route(&f)
+			return out.rejects()
+		}
+	}
+	return asked
+}
+
 // Defaults of [Options].
 const (
 	// DefaultMaxFlows: a flow costs a socket and, while it is idle, 7 KB;
@@ -403,7 +428,8 @@ func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
 		if held != nil || pipe != nil {
 			d.Release = func() { release(); held.release(); pipe.Leave() }
 		}
-		rec.asked = &outbound.Flow{Flow: rec.Flow, Rule: rec.Verdict.Index}
+		rec.asked = snap.ask(rec)
+		d.Flow = rec.asked
 		d.Dialer = flowDialer{o, rec.asked}
 		if r.logs(rec, LogConnect) {
 			// Who reads packets does not wait for a log. A copy, because the

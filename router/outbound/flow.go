@@ -21,9 +21,20 @@ type Flow struct {
 	flow.Flow
 	Rule int // the index of the rule that sent it here; -1 where none did
 
+	// Rejects says of an address that was found for the flow's name whether a
+	// rule about addresses keeps the flow from it. Nil means that none does. It
+	// does not block.
+	Rejects func(netip.Addr) bool
+
 	mu      sync.Mutex // guards what follows
 	choices []choice
 	reached netip.Addr
+}
+
+// rejects says whether a flow is kept from an address that was found for t; f may be
+// nil. Of other targets, the servers on the way, the flow's rules say nothing.
+func (f *Flow) rejects(t flow.Target, a netip.Addr) bool {
+	return f != nil && f.Rejects != nil && t == f.Target && f.Rejects(a)
 }
 
 type choice struct{ group, member string }

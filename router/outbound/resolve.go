@@ -23,7 +23,8 @@ func unname(t flow.Target) flow.Target {
 
 // resolve returns the addresses that t can be reached at, in the order in which
 // to try them: its own or, where it has none, those of its name, the families in
-// turn. It returns at least one or an error, and never one that deny is true of.
+// turn. It returns at least one or an error, and never one that deny is true of, nor
+// one that the flow is kept from ([Flow.Rejects]) that ctx is for.
 // The network is "ip", "ip4" or "ip6".
 func resolve(ctx context.Context, r Resolver, network string, t flow.Target, deny func(netip.Addr) bool) ([]netip.Addr, error) {
 	if t.Addr.IsValid() {
@@ -40,13 +41,16 @@ func resolve(ctx context.Context, r Resolver, network string, t flow.Target, den
 		return nil, err
 	}
 	var addrs []netip.Addr
-	denied := false
+	denied, rejected := false, false
+	f := FlowOf(ctx)
 	for _, a := range found {
 		a = a.Unmap()
 		switch {
 		case network == "ip4" && !a.Is4(), network == "ip6" && !a.Is6():
 		case deny != nil && deny(a):
 			denied = true
+		case f.rejects(t, a):
+			rejected = true
 		default:
 			addrs = append(addrs, a)
 		}
@@ -54,6 +58,8 @@ func resolve(ctx context.Context, r Resolver, network string, t flow.Target, den
 	switch {
 	case len(addrs) > 0:
 		return interleave(addrs), nil
+	case rejected:
+		return nil, fmt.Errorf("%s leads to an address that is %w", t.Name, ErrRejected)
 	case denied:
 		return nil, fmt.Errorf("%s: %w", t.Name, ErrDenied)
 	}

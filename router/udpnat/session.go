@@ -375,7 +375,11 @@ func (p *path) prepare() {
 		return // closed
 	}
 	if err == nil {
-		target, err = conn.Prepare(s.ctx, p.decision.Target)
+		ctx := s.ctx
+		if p.decision.Flow != nil {
+			ctx = outbound.WithFlow(ctx, p.decision.Flow)
+		}
+		target, err = conn.Prepare(ctx, p.decision.Target)
 	}
 	if err != nil {
 		p.refuse(err)
@@ -401,7 +405,7 @@ func (p *path) prepare() {
 // path refusing until it is removed.
 func (p *path) refuse(err error) {
 	e := outbound.Errno(err)
-	if errors.Is(err, outbound.ErrNoUDP) {
+	if errors.Is(err, outbound.ErrNoUDP) || errors.Is(err, outbound.ErrRejected) {
 		e = syscall.ECONNREFUSED
 	}
 	if errors.Is(err, context.Canceled) {

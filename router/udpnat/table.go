@@ -50,6 +50,7 @@ type Decision struct {
 	Up, Down *pace.Bucket          // how fast bytes go from and to the client; nil: no limit
 	Release  func()                // called once when the path ends; may be nil
 	Tag      any                   // comes back in the Record
+	Flow     *outbound.Flow        // what Prepare is told of it; may be nil
 }
 
 // Record is a path that has ended.
