@@ -97,7 +97,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.SetOutput(io.Discard)
 	f.StringVar(&s.Topology, "topology", rig.Sidecar, "`sidecar` or gateway: the client on the router's host, or behind it")
 	f.StringVar(&s.cells, "cells", ".*", "cells to measure: an `expression` that matches their whole names")
-	f.StringVar(&s.with, "with", "none,socks,redirect,tunroute", "built-in `routers`: none, socks, redirect, tunroute, tunroute-direct")
+	f.StringVar(&s.with, "with", "none,socks,redirect,tunroute", "built-in `routers`: none, socks, redirect, tunroute, tunroute-direct, tunroute-server")
 	f.StringVar(&s.mtus, "mtu", "1500,default", "`MTUs` of tunroute's TUN")
 	f.Var(&s.programs, "tunroute", "`NAME=FILE` of a tunroute to measure, instead of one that is built from here; again for others")
 	f.Var(&s.routers, "router", "`NAME[@MTU]=COMMAND` of another router, a template; again for others")
@@ -210,7 +210,7 @@ func (s *settings) chosen(ctx context.Context, dir string) ([]rig.Router, error)
 			all = append(all, rig.SOCKS())
 		case "redirect":
 			all = append(all, rig.Redirect())
-		case "tunroute", "tunroute-direct":
+		case "tunroute", "tunroute-direct", "tunroute-server":
 			ours, err := s.ours(ctx, dir, name)
 			if err != nil {
 				return nil, err
@@ -280,7 +280,11 @@ func (s *settings) ours(ctx context.Context, dir, name string) ([]rig.Router, er
 			return nil, err
 		}
 		if name != "tunroute" {
-			called += "-direct"
+			called += strings.TrimPrefix(name, "tunroute")
+		}
+		if name == "tunroute-server" {
+			all = append(all, rig.Server(called, file))
+			continue
 		}
 		for text := range strings.SplitSeq(s.mtus, ",") {
 			mtu := 0

@@ -42,6 +42,23 @@ func Tunroute(name, program string, mtu int, direct bool) Router {
 	}
 }
 
+// Server returns a program of this project as a SOCKS server, which reaches the targets
+// directly.
+func Server(name, program string) Router {
+	return Router{
+		Name: name, Serves: true, NoTUN: true, Direct: true,
+		Run: program + " run -c {{.Dir}}/server.yaml",
+		Files: map[string][]string{"server.yaml": {
+			"tun: off",
+			"listen: {socks: ['{{.Listen}}']}",
+			"rules: [{via: direct}]",
+			"dns: {resolvers: '{{.SocksHost}}'}", // has none: nothing is asked for
+			"admin: {socket: off}",
+			"log: {level: warn}",
+		}},
+	}
+}
+
 // redirectPort is where redsocks listens.
 const redirectPort = 12345
 
