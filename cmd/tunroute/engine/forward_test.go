@@ -41,10 +41,12 @@ func program(t *testing.T, l *enginetest.Lab, at netip.AddrPort) {
 // tell connects to an address from outside and returns what the program says.
 func tell(t *testing.T, at netip.AddrPort, text string) (string, error) {
 	t.Helper()
-	c, err := new(net.Dialer).DialContext(enginetest.Within(t), "tcp", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c net.Conn
+	enginetest.Eventually(t, "somebody listens at "+at.String(), func() bool {
+		var err error
+		c, err = new(net.Dialer).DialContext(enginetest.Within(t), "tcp", at.String())
+		return err == nil
+	})
 	defer c.Close()
 	io.WriteString(c, text)
 	c.(*net.TCPConn).CloseWrite()
