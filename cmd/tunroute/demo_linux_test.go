@@ -253,7 +253,9 @@ func TestDemoShell(t *testing.T) {
 				term.Expect(t, "client")
 				term.Expect(t, "company.yaml")
 				// Jobs are the shell's, and what is typed is for them.
-				term.Type(t, "echo sleeps; sleep 1000\n")
+				// The job itself says that it has begun: it is in the foreground
+				// then, and the text is not that of the command.
+				term.Type(t, "sh -c 'echo slee\"\"ps; exec sleep 1000'\n")
 				term.Expect(t, "sleeps")
 				term.Type(t, lab.CtrlC)
 				term.Expect(t, prompt)
