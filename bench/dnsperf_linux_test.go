@@ -99,12 +99,6 @@ func BenchmarkDNSPerf(b *testing.B) {
 	if a := median(ways[0].allocs); a > 0.1 {
 		b.Errorf("%.2f allocations for an answer, want none", a)
 	}
-	// What must hold, on a machine that does something else besides too: one of
-	// the two is the ceiling.
-	ours, echo := ways[0], ways[1]
-	if r, e := median(ours.rate), median(echo.rate); r < 150_000 && r < 0.75*e && median(ours.cpu) > median(echo.cpu)/0.75 {
-		b.Errorf("%.0f answers a second, want 150,000 or three quarters of the %.0f of an echo", r, e)
-	}
 }
 
 // perfWay is a server and what was seen of it.
