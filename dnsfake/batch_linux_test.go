@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,9 @@ func TestAnswersComeFromWhereTheyWereAsked(t *testing.T) {
 		{"[::1]:0", []string{"::1"}},
 	} {
 		pc, err := net.ListenPacket("udp", tt.listen)
+		if err != nil && os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
 		if err != nil {
 			t.Skipf("%s: %v", tt.listen, err) // a machine without IPv6
 		}
