@@ -150,11 +150,15 @@ func (r *Router) relay(ctx context.Context, f *tcpFlow, client relay.Conn, upstr
 // SOCKS4 has.
 const bindTime = 2 * time.Minute
 
-// bind has the far end of d be connected to, tells c where that is, and waits.
+// bind has the far end of d be connected to, tells c where that is, and waits. A from of
+// 0.0.0.0 or [::] is anybody.
 func bind(ctx context.Context, d outbound.Dialer, from flow.Target, c Call) (outbound.Conn, netip.AddrPort, error) {
 	call, ok := c.(BindCall)
 	if !ok {
 		return nil, netip.AddrPort{}, outbound.ErrNoBind
+	}
+	if from.Addr.IsUnspecified() {
+		from = flow.Target{}
 	}
 	var bound outbound.Bound
 	switch d := d.(type) {

@@ -267,8 +267,10 @@ func (a *association) appendHeader(b []byte, t flow.Target) ([]byte, error) {
 		addr.Name = t.Name
 	case !t.Addr.IsValid():
 		return nil, fmt.Errorf("%s: %w", t.Name, errUnprepared)
-	case a.s.opts.Deny != nil && a.s.opts.Deny(t.Addr.Unmap()):
-		return nil, fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+	default:
+		if err := refusal(t.Addr.Unmap(), a.s.opts.Deny); err != nil {
+			return nil, err
+		}
 	}
 	return socks.AppendUDPHeader(b, addr)
 }

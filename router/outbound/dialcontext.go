@@ -16,8 +16,8 @@ func (d *Direct) DialContext(ctx context.Context, network, addr string) (net.Con
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}
-	if d.opts.Deny != nil && d.opts.Deny(ap.Addr().Unmap()) {
-		return nil, fmt.Errorf("dial %s: %w", addr, ErrDenied)
+	if err := refusal(ap.Addr().Unmap(), d.opts.Deny); err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
 	}
 	dialer := d.dialer
 	if d.opts.Bind.IsValid() && strings.HasPrefix(network, "udp") {

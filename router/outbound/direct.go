@@ -351,10 +351,7 @@ func (c *directUDP) check(t flow.Target) error {
 	if !t.Addr.IsValid() {
 		return fmt.Errorf("%s: %w", t.Name, errUnprepared)
 	}
-	if c.d.opts.Deny != nil && c.d.opts.Deny(t.Addr.Unmap()) {
-		return fmt.Errorf("%s: %w", t.Addr, ErrDenied)
-	}
-	return nil
+	return refusal(t.Addr.Unmap(), c.d.opts.Deny)
 }
 
 // Queue implements [Queuer].

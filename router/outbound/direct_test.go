@@ -79,6 +79,8 @@ func TestDirectDeny(t *testing.T) {
 		Resolver: outboundtest.Names{
 			"bad.test":   {other, netip.MustParseAddr("::ffff:127.0.0.66")},
 			"mixed.test": {other, loopback},
+
+			"nowhere.test": {netip.IPv4Unspecified(), netip.MustParseAddr("::ffff:0.0.0.0"), netip.IPv6Unspecified()},
 		},
 	}))(t)
 	udp := must(d.OpenUDP(t.Context()))(t)
@@ -100,6 +102,19 @@ func TestDirectDeny(t *testing.T) {
 	for _, a := range []netip.Addr{other, mapped} {
 		if err := udp.WriteTo([]byte("hello"), flow.Target{Addr: a, Port: 9}); !errors.Is(err, outbound.ErrDenied) {
 			t.Errorf("WriteTo %v: %v, want ErrDenied", a, err)
+		}
+	}
+	// What the kernel would take for loopback.
+	for _, host := range []string{"0.0.0.0", "::", "::ffff:0.0.0.0", "nowhere.test"} {
+		target := must(flow.NewTarget(host, peer.Port()))(t)
+		if conn, err := d.DialTCP(t.Context(), target); !errors.Is(err, outbound.ErrDenied) {
+			t.Errorf("DialTCP %v: %v, %v, want ErrDenied", target, conn, err)
+		}
+		if got, err := udp.Prepare(t.Context(), target); !errors.Is(err, outbound.ErrDenied) {
+			t.Errorf("Prepare %v: %v, %v, want ErrDenied", target, got, err)
+		}
+		if err := udp.WriteTo([]byte("hello"), flow.Target{Addr: netip.IPv6Unspecified(), Port: 9}); !errors.Is(err, outbound.ErrDenied) {
+			t.Errorf("WriteTo [::]: %v, want ErrDenied", err)
 		}
 	}
 	conn := must(d.DialTCP(t.Context(), flow.Target{Name: "mixed.test", Port: peer.Port()}))(t)

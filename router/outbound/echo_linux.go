@@ -35,8 +35,8 @@ var (
 // one, which needs CAP_NET_RAW.
 func (d *Direct) Echo(ctx context.Context, dst netip.Addr, data []byte) error {
 	dst = dst.Unmap()
-	if d.opts.Deny != nil && d.opts.Deny(dst) {
-		return fmt.Errorf("%s: %w", dst, ErrDenied)
+	if err := refusal(dst, d.opts.Deny); err != nil {
+		return err
 	}
 	family := icmp4
 	if dst.Is6() {

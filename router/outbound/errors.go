@@ -24,7 +24,8 @@ var (
 	// ErrNoName says that a name has no address.
 	ErrNoName = errors.New("no such name")
 	// ErrDenied says that an address, given or found for a name, is one that
-	// stands for a name inside this process and means nothing outside of it.
+	// stands for a name inside this process and means nothing outside of it, or
+	// the unspecified one, which is no host's.
 	ErrDenied = errors.New("address must not leave this process")
 )
 

@@ -85,8 +85,10 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 // the same segment.
 func (h *HTTP) DialTCP(ctx context.Context, t flow.Target) (Conn, error) {
 	t = unname(t)
-	if t.Name == "" && h.deny != nil && h.deny(t.Addr) {
-		return nil, fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+	if t.Name == "" && t.Addr.IsValid() {
+		if err := refusal(t.Addr, h.deny); err != nil {
+			return nil, err
+		}
 	}
 	// First the request: what a server cannot be asked for costs no
 	// connection.

@@ -21,15 +21,29 @@ func unname(t flow.Target) flow.Target {
 	return t
 }
 
+// refusal is why a is not to be dialled or sent to a server, nil where it may be: deny,
+// which may be nil, is true of it, or it is 0.0.0.0 or [::]. Those name no host, but to
+// the kernel that they are given to they are itself (RFC 1122 §3.2.1.3, connect(2)): a
+// rule about 127.0.0.0/8 would be passed by.
+func refusal(a netip.Addr, deny func(netip.Addr) bool) error {
+	switch {
+	case a.IsUnspecified():
+		return fmt.Errorf("%s is the address of no host: %w", a, ErrDenied)
+	case deny != nil && deny(a):
+		return fmt.Errorf("%s: %w", a, ErrDenied)
+	}
+	return nil
+}
+
 // resolve returns the addresses that t can be reached at, in the order in which
 // to try them: its own or, where it has none, those of its name, the families in
-// turn. It returns at least one or an error, and never one that deny is true of, nor
-// one that the flow is kept from ([Flow.Rejects]) that ctx is for.
+// turn. It returns at least one or an error, and never one that is refused by deny
+// ([refusal]), nor one that the flow is kept from ([Flow.Rejects]) that ctx is for.
 // The network is "ip", "ip4" or "ip6".
 func resolve(ctx context.Context, r Resolver, network string, t flow.Target, deny func(netip.Addr) bool) ([]netip.Addr, error) {
 	if t.Addr.IsValid() {
-		if deny != nil && deny(t.Addr) {
-			return nil, fmt.Errorf("%s: %w", t.Addr, ErrDenied)
+		if err := refusal(t.Addr, deny); err != nil {
+			return nil, err
 		}
 		return []netip.Addr{t.Addr}, nil
 	}
@@ -47,7 +61,7 @@ func resolve(ctx context.Context, r Resolver, network string, t flow.Target, den
 		a = a.Unmap()
 		switch {
 		case network == "ip4" && !a.Is4(), network == "ip6" && !a.Is6():
-		case deny != nil && deny(a):
+		case refusal(a, deny) != nil:
 			denied = true
 		case f.rejects(t, a):
 			rejected = true

@@ -166,6 +166,81 @@ rules:
 	}
 }
 
+// TestUnspecifiedTarget: 0.0.0.0 and [::], which are this host to connect(2), lead nowhere,
+// or a rule about 127.0.0.0/8 could be passed by; of BIND they are anybody.
+func TestUnspecifiedTarget(t *testing.T) {
+	target := echo(t)
+	at := serve(t, `
+tun: off
+listen: {socks: SELF}
+rules: [{to: ["127.0.0.0/8", "::1"], via: reject}, {via: direct}]
+`)
+	// ask sends a request and returns its connection and the reply to it.
+	ask := func(command socks.Command, host string, port uint16) (net.Conn, byte, netip.AddrPort) {
+		t.Helper()
+		conn, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		b := []byte{5, 1, 0, 5, byte(command), 0}
+		if a, err := netip.ParseAddr(host); err != nil {
+			b = append(append(b, 3, byte(len(host))), host...)
+		} else if a.Is4() {
+			b = append(append(b, 1), a.AsSlice()...)
+		} else {
+			b = append(append(b, 4), a.AsSlice()...)
+		}
+		conn.Write(append(b, byte(port>>8), byte(port)))
+		if _, err := io.ReadFull(conn, make([]byte, 2)); err != nil {
+			t.Fatal(err)
+		}
+		reply, bound := readReply(t, conn)
+		return conn, reply, bound
+	}
+	for host, want := range map[string]socks.ReplyError{
+		"127.0.0.1":        socks.ReplyRuleset,
+		"0.0.0.0":          socks.ReplyHostUnreachable,
+		"::":               socks.ReplyHostUnreachable,
+		"::ffff:0.0.0.0":   socks.ReplyHostUnreachable,
+		"[::ffff:0.0.0.0]": socks.ReplyHostUnreachable, // as a name
+	} {
+		if _, reply, _ := ask(socks.Connect, host, target.Port()); reply != byte(want) {
+			t.Errorf("%s: reply %d, want %d", host, reply, want)
+		}
+	}
+	for _, host := range []string{"0.0.0.0", "::"} {
+		conn, reply, bound := ask(socks.Bind, host, 0)
+		if reply != 0 {
+			t.Errorf("bind %s: reply %d", host, reply)
+			continue
+		}
+		from, err := net.Dial("tcp", netip.AddrPortFrom(enginetest.Loopback, bound.Port()).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply, peer := readReply(t, conn); reply != 0 || peer.String() != from.LocalAddr().String() {
+			t.Errorf("bind %s: reply %d from %v, want 0 from %v", host, reply, peer, from.LocalAddr())
+		}
+		from.Close()
+	}
+}
+
+// readReply reads the reply to a SOCKS5 request.
+func readReply(t *testing.T, r io.Reader) (reply byte, bound netip.AddrPort) {
+	t.Helper()
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	rest := make([]byte, map[byte]int{1: 4, 4: 16}[head[3]]+2)
+	if _, err := io.ReadFull(r, rest); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := netip.AddrFromSlice(rest[:len(rest)-2])
+	return head[1], netip.AddrPortFrom(a.Unmap(), uint16(rest[len(rest)-2])<<8|uint16(rest[len(rest)-1]))
+}
+
 // TestChainTellsTheTruth: what becomes of a flow at the last of several servers of ours
 // is what the program in front of the first hears, and so is a server in between that
 // cannot be reached.
