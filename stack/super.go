@@ -197,7 +197,14 @@ func verified(packet *buffer.Buffer) bool {
 type superWrite struct {
 	head [superHeader]byte
 	bufs [][]byte
+	flat []byte // bufs in one piece, where they are too many
 }
+
+// maxPieces is how many pieces of a packet the device is given as they are. What was
+// sent in small writes while the window was shut netstack puts together into one
+// segment, which has a piece for each of them; the kernel takes 1,024 (UIO_MAXIOV in
+// include/uapi/linux/uio.h), and long before that a copy costs less.
+const maxPieces = 128
 
 var superWrites = sync.Pool{New: func() any { return &superWrite{bufs: make([][]byte, 0, 16)} }}
 
@@ -237,6 +244,14 @@ func (l *link) writeSuper(pkt *gstack.PacketBuffer) error {
 		}
 		w.bufs = append(w.bufs, b[offset:])
 		offset = 0
+	}
+	if len(w.bufs) > maxPieces {
+		w.flat = w.flat[:0]
+		for _, b := range w.bufs {
+			w.flat = append(w.flat, b...)
+		}
+		clear(w.bufs)
+		w.bufs = append(w.bufs[:0], w.flat)
 	}
 	err := l.super.WriteSuper(w.bufs)
 	clear(w.bufs)

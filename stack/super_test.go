@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // sumPacket makes a packet with a right checksum, of the protocol's plain header
@@ -99,6 +101,40 @@ func TestVerifiedTellsWrongChecksums(t *testing.T) {
 					check("without a checksum", none, true)
 				}
 			}
+		}
+	}
+}
+
+// TestManyPieces: a segment that netstack has put together of many small writes is
+// written whole, however many they are.
+func TestManyPieces(t *testing.T) {
+	d := newRowDevice()
+	s := serve(t, d, &takenUDP{})
+	for _, n := range []int{1, maxPieces - 1, maxPieces, 1024, 3000} {
+		var payload buffer.Buffer
+		var want []byte
+		for i := range n {
+			piece := []byte{byte(i), byte(i >> 8)}
+			want = append(want, piece...)
+			one := buffer.MakeWithData(piece)
+			payload.Merge(&one) // as netstack does
+		}
+		pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{ReserveHeaderBytes: 40, Payload: payload})
+		head := pkt.NetworkHeader().Push(40)
+		for i := range head {
+			head[i] = 0xfe
+		}
+		var list gstack.PacketBufferList
+		list.PushBack(pkt)
+		if sent, err := s.link.WritePackets(list); sent != 1 || err != nil {
+			t.Fatalf("%d pieces: %d packets are sent, %v", n, sent, err)
+		}
+		pkt.DecRef()
+		d.mu.Lock()
+		got := d.out[len(d.out)-1]
+		d.mu.Unlock()
+		if want = bytes.Join([][]byte{make([]byte, superHeader), bytes.Repeat([]byte{0xfe}, 40), want}, nil); !bytes.Equal(got, want) {
+			t.Errorf("%d pieces: %d bytes are written, want %d", n, len(got), len(want))
 		}
 	}
 }

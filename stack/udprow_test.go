@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	stdslices "slices"
 	"sync"
+	"syscall"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -57,6 +58,9 @@ func (d *rowDevice) ReadSuper(bufs [][]byte) (int, error) {
 }
 
 func (d *rowDevice) WriteSuper(bufs [][]byte) error {
+	if len(bufs) > 1024 { // UIO_MAXIOV
+		return syscall.EINVAL
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.discard {
