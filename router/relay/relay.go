@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tunroute/router/pace"
 )
@@ -66,18 +67,19 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // is done and leaves no goroutine.
 //
 // The end of one direction is passed on as a FIN while the other goes on. A
-// connection that breaks (a RST, a time-out) is passed on as a RST. A side that
-// does not read holds up the other: nothing is buffered but bufferSize bytes.
+// connection that breaks (a RST, a time-out) is passed on as a RST, behind what it has
+// sent before. A side that does not read holds up the other: nothing is buffered but bufferSize bytes.
 //
 // The error is what broke, nil for EOF.
 func Relay(ctx context.Context, client, upstream Conn, n *Counters) (End, error) {
 	r := &relay{client: client, upstream: upstream, n: n, over: make(chan struct{})}
+	upEnded, downEnded := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { r.fail(Canceled, context.Cause(ctx)) })
 	defer stop()
 
 	var up sync.WaitGroup
-	up.Go(func() { r.half(upstream, client, &n.Up, n.UpLimit, Upstream, Client) })
-	r.half(client, upstream, &n.Down, n.DownLimit, Client, Upstream)
+	up.Go(func() { r.half(upstream, client, &n.Up, n.UpLimit, Upstream, Client, upEnded, downEnded) })
+	r.half(client, upstream, &n.Down, n.DownLimit, Client, Upstream, downEnded, upEnded)
 	up.Wait()
 
 	r.mu.Lock()
@@ -102,8 +104,13 @@ type relay struct {
 	err    error
 }
 
-// half copies one direction. to and from name the sides of dst and src.
-func (r *relay) half(dst, src Conn, n *atomic.Int64, limit *pace.Bucket, to, from End) {
+// lastWords is how long what a side has sent before it went may take to get to the
+// other one. It is there already; only a reader that is slow takes time.
+const lastWords = time.Second
+
+// half copies one direction. to and from name the sides of dst and src. It closes ended,
+// and back is closed by the other direction.
+func (r *relay) half(dst, src Conn, n *atomic.Int64, limit *pace.Bucket, to, from End, ended chan<- struct{}, back <-chan struct{}) {
 	write := func(b []byte) (int, error) {
 		put, err := dst.Write(b)
 		n.Add(int64(put))
@@ -115,11 +122,22 @@ func (r *relay) half(dst, src Conn, n *atomic.Int64, limit *pace.Bucket, to, fro
 		write = s.write
 	}
 	side, err := pump(write, src, to, from)
+	close(ended)
 	if err == nil {
 		r.n.OneWay.Store(true)
 		// The other side may have gone already; its direction says so.
 		_ = dst.CloseWrite()
 		return
+	}
+	if side == to {
+		// It may have said why it takes no more.
+		late := time.NewTimer(lastWords)
+		defer late.Stop()
+		select {
+		case <-back:
+		case <-r.over:
+		case <-late.C:
+		}
 	}
 	r.fail(side, err)
 }

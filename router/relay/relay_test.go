@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -353,6 +354,57 @@ func TestSlowReaderHoldsUpTheWriter(t *testing.T) {
 		upstream.Close()
 		<-done
 	})
+}
+
+// goneConn is a connection whose far end has said something and gone: a write tells that
+// before what it has said is read.
+type goneConn struct {
+	net.Conn
+	said   io.Reader
+	failed chan struct{} // closed by the first write
+}
+
+func (c *goneConn) CloseWrite() error { return nil }
+func (c *goneConn) Close() error      { return nil }
+
+func (c *goneConn) Write([]byte) (int, error) {
+	close(c.failed)
+	return 0, syscall.EPIPE
+}
+
+func (c *goneConn) Read(b []byte) (int, error) {
+	<-c.failed
+	return c.said.Read(b)
+}
+
+// TestRelayPassesTheLastWords: what a side has said before it took no more gets to the
+// other one; a reader that does not read is not waited for.
+func TestRelayPassesTheLastWords(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			client, c := net.Pipe()
+			gone := &goneConn{said: strings.NewReader("413"), failed: make(chan struct{})}
+			done := make(chan result, 1)
+			go func() {
+				end, err := Relay(t.Context(), pipeConn{c}, gone, new(Counters))
+				done <- result{end, err}
+			}()
+			client.Write([]byte("more"))
+			if reads {
+				if got, err := io.ReadAll(client); string(got) != "413" {
+					t.Errorf("the client reads %q, %v", got, err)
+				}
+			}
+			began := time.Now()
+			if r := <-done; r.end != Upstream || r.err != syscall.EPIPE {
+				t.Errorf("Relay = %v, %v, want upstream and EPIPE", r.end, r.err)
+			}
+			if took := time.Since(began); !reads && took != lastWords {
+				t.Errorf("a client that does not read is waited for %v, want %v", took, lastWords)
+			}
+			client.Close()
+		})
+	}
 }
 
 // TestLoopIsQuietWhenIdle: a flow without traffic has no goroutine.
