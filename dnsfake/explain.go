@@ -37,9 +37,9 @@ func (s *Server) Explain(ctx context.Context, name, qtype string) (Told, error) 
 		return Told{}, fmt.Errorf("%q: %w", name, err)
 	}
 	q := new(query)
-	answer, done := s.now(q, msg)
-	if !done {
-		answer = s.forward(ctx, q, "tcp")
+	answer := s.answer(ctx, q, msg, "tcp")
+	if answer == nil {
+		return Told{}, fmt.Errorf("%s: too many new names wait for the file of leases", name)
 	}
 	told := Told{Name: strings.Clone(q.name), Type: dns.TypeToString[t], Mode: q.policy.Mode, Source: q.outcome}
 	var a dns.Msg

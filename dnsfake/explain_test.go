@@ -1,6 +1,7 @@
 package dnsfake
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -8,11 +9,23 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestExplain: what is told of a name is what a client gets, and where it is from.
+// TestExplain: what is told of a name is what a client gets, and where it is from; also
+// where a new lease waits until it is in the file.
 func TestExplain(t *testing.T) {
+	t.Run("in memory", func(t *testing.T) { testExplain(t, newPool(t, PoolOptions{})) })
+	t.Run("in a file", func(t *testing.T) {
+		p := openPool(t, filepath.Join(t.TempDir(), "leases"), PoolOptions{})
+		runPool(t, p)
+		testExplain(t, p)
+	})
+}
+
+func testExplain(t *testing.T, pool *Pool) {
 	resolver := upstream(t, func(_, a *dns.Msg) { txts(a, 1) })
-	s := newServer(t, Options{Policy: func(name string) Policy {
+	s := newServer(t, Options{Pool: pool, Policy: func(name string) Policy {
 		switch name {
+		case "told.test":
+			return Policy{Resolver: resolver}
 		case "denied.test":
 			return Policy{Denied: true}
 		case "local.test":
@@ -25,6 +38,7 @@ func TestExplain(t *testing.T) {
 		want        Told
 	}{
 		{"WWW.test.", "a", Told{Name: "www.test", Type: "A", Mode: Remote, Rcode: "NOERROR", Source: "lease"}},
+		{"told.test", "AAAA", Told{Name: "told.test", Type: "AAAA", Mode: Remote, Rcode: "NOERROR", Source: "lease"}},
 		{"www.test", "MX", Told{Name: "www.test", Type: "MX", Rcode: "REFUSED", Source: "nobody may be asked", Reason: whyNobody.text}},
 		{"denied.test", "A", Told{Name: "denied.test", Type: "A", Rcode: "NXDOMAIN", Source: "none", Reason: whyDenied.text}},
 		{"local.test", "TXT", Told{Name: "local.test", Type: "TXT", Mode: Local, Rcode: "NOERROR", Source: "forwarded"}},

@@ -206,7 +206,11 @@ func (s *Server) Stats() Stats {
 // may block until the resolver has answered, but not beyond ctx or the resolver's
 // time-out. The message is only read, and no longer than until then.
 func (s *Server) Answer(ctx context.Context, msg []byte, network string) []byte {
-	q := new(query)
+	return s.answer(ctx, new(query), msg, network)
+}
+
+// answer is Answer, which leaves in q what has become of the question.
+func (s *Server) answer(ctx context.Context, q *query, msg []byte, network string) []byte {
 	if answer, done := s.now(q, msg); done {
 		return answer
 	}
