@@ -50,6 +50,33 @@ func (t *NameTable[V]) Lookup(name string) (V, bool) {
 	return t.LookupBelow(name)
 }
 
+// LookupService is Lookup for what may be the name of a service, as
+// _imaps._tcp.example.org is: it goes as its host unless it has an entry of its own.
+func (t *NameTable[V]) LookupService(name string) (V, bool) {
+	for host := Host(name); name != host; _, name, _ = strings.Cut(name, ".") {
+		if v, ok := t.exact[name]; ok {
+			return v, true
+		}
+		if v, ok := t.below[name]; ok {
+			return v, true
+		}
+	}
+	return t.Lookup(name)
+}
+
+// Host returns the name that rules are about where a canonical name is that of a
+// service of it, as _imaps._tcp.example.org is.
+func Host(name string) string {
+	for strings.HasPrefix(name, "_") {
+		_, rest, ok := strings.Cut(name, ".")
+		if !ok {
+			break
+		}
+		name = rest
+	}
+	return name
+}
+
 // LookupBelow is Lookup without the ExactName entries: its answer holds for
 // name and for everything below it that has no entry of its own.
 func (t *NameTable[V]) LookupBelow(name string) (V, bool) {

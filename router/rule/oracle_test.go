@@ -271,3 +271,30 @@ func TestNameTablePrefersTheLongest(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesOfServices: they go as their host, unless a list has them themselves.
+func TestNamesOfServices(t *testing.T) {
+	var table NameTable[string]
+	for _, s := range []string{".a", "b.a", "_x.b.a", "._msdcs.b.a", "=_tcp.c.a"} {
+		table.Insert(mustDest(t, s), s)
+	}
+	for name, want := range map[string]string{
+		"b.a":                   "b.a",
+		"_443._https.b.a":       "b.a",
+		"_x.b.a":                "_x.b.a",
+		"_y._x.b.a":             "_x.b.a",
+		"w.b.a":                 ".a",
+		"_y.w.b.a":              ".a",
+		"_msdcs.b.a":            "._msdcs.b.a",
+		"_ldap._tcp._msdcs.b.a": "._msdcs.b.a",
+		"_ldap.dc._msdcs.b.a":   "._msdcs.b.a",
+		"_tcp.c.a":              "=_tcp.c.a",
+		"_smtp._tcp.other":      "",
+		"_x":                    "",
+		"_.":                    "",
+	} {
+		if got, ok := table.LookupService(name); got != want || ok != (want != "") {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}

@@ -171,10 +171,10 @@ func (r *Rule) compiled() rule.Rule {
 
 // NameMode returns the mode of a canonical name. It does not allocate.
 func (c *Config) NameMode(name string) Mode {
-	if m, ok := c.modes.Lookup(name); ok {
+	if m, ok := c.modes.LookupService(name); ok {
 		return m
 	}
-	if meantHere(name) {
+	if meantHere(rule.Host(name)) {
 		return Local
 	}
 	return c.Names.Default
@@ -182,7 +182,7 @@ func (c *Config) NameMode(name string) Mode {
 
 // ListsName tells whether a list of names has a canonical name.
 func (c *Config) ListsName(name string) bool {
-	_, ok := c.modes.Lookup(name)
+	_, ok := c.modes.LookupService(name)
 	return ok
 }
 

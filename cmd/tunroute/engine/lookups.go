@@ -76,7 +76,7 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 	var table rule.NameTable[*resolve.Resolver]
 	var all *resolve.Resolver // for names that are in none of table
 	o := resolve.CacheOptions{Choose: func(name string) *resolve.Resolver {
-		if r, ok := table.Lookup(name); ok {
+		if r, ok := table.LookupService(name); ok {
 			return r
 		}
 		return all
@@ -94,7 +94,7 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 		}
 		others := split.For == (rule.Dest{})
 		if others {
-			ro.Private = func(name string) bool { ok, _ := private.Lookup(name); return ok }
+			ro.Private = func(name string) bool { ok, _ := private.LookupService(name); return ok }
 		}
 		for _, r := range split.Resolvers {
 			if r.Protocol == config.System {

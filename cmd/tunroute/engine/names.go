@@ -116,7 +116,7 @@ func (n *names) policy(name string) dnsfake.Policy {
 		return p // its flows may have an address, about which other rules decide
 	}
 	rejected, direct, away := true, true, -1
-	for v := range n.table.OfName(host(name)) {
+	for v := range n.table.OfName(rule.Host(name)) {
 		rejected = rejected && v.Via == config.ViaReject
 		direct = direct && v.Via == config.ViaDirect
 		if away < 0 && v.Index >= 0 && n.away[v.Index] {
@@ -163,20 +163,7 @@ func clusterDomains(search []string) []string {
 
 // sameWay is dnsfake's SameWay.
 func (n *names) sameWay(a, b string) bool {
-	return n.table.SameOfName(host(a), host(b))
-}
-
-// host returns the name that rules are about where name is that of a service of it,
-// as _imaps._tcp.example.org is.
-func host(name string) string {
-	for strings.HasPrefix(name, "_") {
-		_, rest, ok := strings.Cut(name, ".")
-		if !ok {
-			break
-		}
-		name = rest
-	}
-	return name
+	return n.table.SameOfName(rule.Host(a), rule.Host(b))
 }
 
 // farTimeout is for one server, reached through a chain: a handshake with each hop
@@ -216,7 +203,7 @@ func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byt
 	// Whoever chooses a way or a user by the flow is to choose as for those to
 	// the name.
 	asked := &outbound.Flow{Flow: flow.Flow{Network: flow.TCP}, Rule: f.rule}
-	if t, err := flow.NewTarget(host(dnsfake.QuestionName(query)), dnsPort); err == nil {
+	if t, err := flow.NewTarget(rule.Host(dnsfake.QuestionName(query)), dnsPort); err == nil {
 		asked.Target = t
 	}
 	return f.resolver.Exchange(outbound.WithFlow(ctx, asked), query, network)
@@ -224,5 +211,5 @@ func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byt
 
 // verdicts returns what the rules can make of flows to a name.
 func (n *names) verdicts(name string) []rule.Verdict {
-	return slices.Collect(n.table.OfName(host(name)))
+	return slices.Collect(n.table.OfName(rule.Host(name)))
 }

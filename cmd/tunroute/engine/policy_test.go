@@ -184,6 +184,37 @@ func TestNobodyIsAsked(t *testing.T) {
 	}
 }
 
+// TestServicesGoAsTheirHost: a name that goes to the far end, and one that a resolver of
+// its own is asked for, take the names of their services along.
+func TestServicesGoAsTheirHost(t *testing.T) {
+	everybody, own := enginetest.StartDNS(t, nil), enginetest.StartDNS(t, nil)
+	l := enginetest.Start(t, `
+upstreams: {a: 'socks5h://127.0.0.1:1'}
+names: {default: local, remote: [vpn.example.com, host]}
+rules: [{via: a}]
+dns:
+  resolvers:
+    - %q
+    - {url: %q, for: [mail.example.com]}
+`, everybody.Addr, own.Addr)
+	for name, want := range map[string]dnsmessage.RCode{
+		"_8443._https.vpn.example.com.": dnsmessage.RCodeSuccess, // there is no such record
+		"_vpn._tcp.vpn.example.com.":    dnsmessage.RCodeSuccess,
+		"_http._tcp.host.":              dnsmessage.RCodeSuccess,
+		"_imaps._tcp.mail.example.com.": dnsmessage.RCodeNameError, // so they say
+	} {
+		if m := query(t, l, name, dnsmessage.TypeHTTPS); m.RCode != want {
+			t.Errorf("%s: %s, want %s", name, m.RCode, want)
+		}
+	}
+	if asked := everybody.Questions(); len(asked) > 0 {
+		t.Errorf("the resolver for other names was asked for %q", asked)
+	}
+	if asked := own.Questions(); len(asked) != 1 {
+		t.Errorf("the name's own resolver was asked for %q", asked)
+	}
+}
+
 // TestVerdictsDecideAnswers: what names get by what their rules are, and that a reload
 // changes it.
 func TestVerdictsDecideAnswers(t *testing.T) {
