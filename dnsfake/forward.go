@@ -34,18 +34,25 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 
 // localThenRemote answers with the resolver's addresses, or with a lease if it
 // has none of either family. A name that has one family only is not leased for
-// the other: half of its flows would go another way.
+// the other: half of its flows would go another way. That holds also where the
+// resolver says no more of the other than that there is no such name, as some load
+// balancers do, or fails.
 func (s *Server) localThenRemote(ctx context.Context, q *query, network string) []byte {
 	r, err := s.ask(ctx, q, q.qtype, network)
-	if err != nil || r.rcode != dns.RcodeSuccess {
-		return s.lease(q)
-	}
-	if r.usable() {
+	if err == nil && r.usable() {
 		return s.passOn(q, r, network)
 	}
-	other, err := s.ask(ctx, q, dns.TypeA+dns.TypeAAAA-q.qtype, network)
-	if err != nil || other.rcode != dns.RcodeSuccess || !other.usable() {
+	if q.qtype == dns.TypeA && q.policy.NoIPv6 {
+		return s.lease(q) // an IPv6 address is of no use to anybody
+	}
+	other, otherErr := s.ask(ctx, q, dns.TypeA+dns.TypeAAAA-q.qtype, network)
+	switch {
+	case otherErr != nil || !other.usable():
 		return s.lease(q)
+	case err != nil:
+		return s.fail(q, whySilent, err.Error())
+	case r.rcode != dns.RcodeSuccess:
+		return s.negative(q, dns.RcodeSuccess)
 	}
 	return s.passOn(q, r, network)
 }
@@ -90,7 +97,9 @@ type reply struct {
 }
 
 // usable reports whether there is an address, or would be by TCP.
-func (r *reply) usable() bool { return r.addrs > 0 || r.truncated }
+func (r *reply) usable() bool {
+	return r.rcode == dns.RcodeSuccess && (r.addrs > 0 || r.truncated)
+}
 
 // readReply reads what claims to be the answer to question.
 func (s *Server) readReply(msg, question []byte) (reply, error) {

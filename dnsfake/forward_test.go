@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -266,6 +267,76 @@ func TestLocalThenRemoteLeasesWhenTheResolverFails(t *testing.T) {
 		if len(m.Answer) != 1 || m.Rcode != dns.RcodeSuccess || s.Stats().Leased != 1 {
 			t.Errorf("resolver says %s: %s", dns.RcodeToString[rcode], text(m))
 		}
+	}
+}
+
+// The families of a name go one way, whatever the resolver says of the one that it has
+// no address of.
+func TestLocalThenRemoteDoesNotPartTheFamilies(t *testing.T) {
+	const v4, v6 = "192.0.2.1", "2001:db8::1"
+	for _, tt := range []struct {
+		name     string
+		a, aaaa  string // an address, a response code, or "error"
+		noIPv6   bool
+		wantA    string // an address, "lease", or a response code
+		wantAAAA string
+	}{
+		{"both", v4, v6, false, v4, v6},
+		{"IPv4", v4, "NOERROR", false, v4, "NOERROR"},
+		{"IPv4, and no such name for IPv6", v4, "NXDOMAIN", false, v4, "NOERROR"},
+		{"IPv4, and a failure for IPv6", v4, "SERVFAIL", false, v4, "NOERROR"},
+		{"IPv4, and no kind for IPv6", v4, "NOTIMP", false, v4, "NOERROR"},
+		{"IPv4, and silence for IPv6", v4, "error", false, v4, "SERVFAIL"},
+		{"IPv6", "NOERROR", v6, false, "NOERROR", v6},
+		{"IPv6, and no such name for IPv4", "NXDOMAIN", v6, false, "NOERROR", v6},
+		{"IPv6, and silence for IPv4", "error", v6, false, "SERVFAIL", v6},
+		{"neither", "NOERROR", "NOERROR", false, "lease", "lease"},
+		{"no such name", "NXDOMAIN", "NXDOMAIN", false, "lease", "lease"},
+		{"silence", "error", "error", false, "lease", "lease"},
+		{"IPv6 that leads nowhere", "NOERROR", v6, true, "lease", "NOERROR"},
+		{"both, and IPv6 leads nowhere", v4, v6, true, v4, "NOERROR"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			resolver := exchangerFunc(func(_ context.Context, query []byte, _ string) ([]byte, error) {
+				q := unpack(t, query)
+				a := new(dns.Msg).SetReply(q)
+				says := tt.a
+				if q.Question[0].Qtype == dns.TypeAAAA {
+					says = tt.aaaa
+				}
+				rcode, ok := dns.StringToRcode[says]
+				switch {
+				case says == "error":
+					return nil, errors.New("no answer")
+				case ok:
+					a.Rcode = rcode
+				default:
+					rr, err := dns.NewRR("www.test. 60 IN " + dns.TypeToString[q.Question[0].Qtype] + " " + says)
+					if err != nil {
+						t.Fatal(err)
+					}
+					a.Answer = append(a.Answer, rr)
+				}
+				return a.Pack()
+			})
+			s := newServer(t, Options{Policy: func(string) Policy {
+				return Policy{Mode: LocalThenRemote, Resolver: resolver, NoIPv6: tt.noIPv6}
+			}})
+			for qtype, want := range map[uint16]string{dns.TypeA: tt.wantA, dns.TypeAAAA: tt.wantAAAA} {
+				m := ask(t, s, question(t, "www.test.", qtype))
+				got := dns.RcodeToString[m.Rcode]
+				if len(m.Answer) > 0 {
+					rr := m.Answer[0].String()
+					got = rr[strings.LastIndexByte(rr, '\t')+1:]
+					if s.pool.Owns(netip.MustParseAddr(got)) {
+						got = "lease"
+					}
+				}
+				if got != want {
+					t.Errorf("%s: %s, want %s", dns.TypeToString[qtype], got, want)
+				}
+			}
+		})
 	}
 }
 
