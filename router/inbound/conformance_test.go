@@ -3,6 +3,8 @@ package inbound_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"tunroute/router"
 	"tunroute/router/flow"
@@ -128,6 +131,31 @@ func ourChain(t testing.TB, env outboundtest.Env, hops []hopTo) outbound.Dialer 
 		}
 	}
 	return way
+}
+
+// TestBrokenFlow: a target that breaks is not taken for one that has ended, whatever the
+// client's connection is made of. (A unix socket has no RST.)
+func TestBrokenFlow(t *testing.T) {
+	for _, hop := range []hopTo{{"socks4a", false}, {"socks5h", true}, {"http", true}, {"socks5h+tls", false}, {"http+tls", true}} {
+		t.Run(hop.scheme, func(t *testing.T) {
+			way := ourChain(t, outboundtest.Env{}, []hopTo{hop})
+			target := outboundtest.Serve(t, netip.MustParseAddr("127.0.0.1"), func(c *net.TCPConn) {
+				io.Copy(c, io.LimitReader(c, 1))
+				c.SetLinger(0)
+				c.Close()
+			})
+			c, err := way.DialTCP(t.Context(), flow.AddrTarget(target))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			c.Write([]byte("x"))
+			if b, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("got %q and %v, want ECONNRESET", b, err)
+			}
+		})
+	}
 }
 
 // TestConformance: what our own outbounds expect of a server they find in ours, alone

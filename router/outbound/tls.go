@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"time"
-
-	"tunroute/router/relay"
 )
 
 // sessions is how many TLS sessions a server may have given us that we keep. One
@@ -27,9 +25,14 @@ func clientTLS(c *tls.Config, host string) *tls.Config {
 	return c
 }
 
-// encrypt makes the TLS handshake with the server over a new connection.
+// encrypt makes the TLS handshake with the server over a new connection. CloseWrite of
+// what it returns sends a close_notify, which is the FIN of TLS, and the connection below
+// stays open. In the other direction a FIN below without a close_notify is an end as
+// well, if it is between two records: RFC 8446 §6.1 would have it an error, but servers
+// do it (crypto/tls has the same to say in readRecordOrCCS), and a RST would cost their
+// clients the last bytes.
 func (h *hop) encrypt(ctx context.Context, conn Conn) (Conn, error) {
-	c := &tlsConn{Conn: tls.Client(conn, h.tls), under: conn}
+	c := tls.Client(conn, h.tls)
 	err := h.speak(ctx, conn, func() (string, error) {
 		conn.SetDeadline(time.Now().Add(h.negotiate)) // if it fails, so does the handshake
 		return opTLS, noAnswer(c.Handshake(), h.negotiate)
@@ -39,17 +42,3 @@ func (h *hop) encrypt(ctx context.Context, conn Conn) (Conn, error) {
 	}
 	return c, nil
 }
-
-// tlsConn is a TLS connection with a server. CloseWrite sends a close_notify, which
-// is the FIN of TLS, and the connection below stays open. In the other direction a
-// FIN below without a close_notify is an end as well, if it is between two records:
-// RFC 8446 §6.1 would have it an error, but servers do it (crypto/tls has the same
-// to say in readRecordOrCCS), and a RST would cost their clients the last bytes.
-type tlsConn struct {
-	*tls.Conn
-	under Conn
-}
-
-// Reset ends the connection by a RST and without a close_notify, so that the server
-// sees that it broke. Close would send one.
-func (c *tlsConn) Reset() { relay.Reset(c.under) }

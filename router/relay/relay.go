@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -12,8 +13,9 @@ import (
 	"tunroute/router/pace"
 )
 
-// Conn is one end of a flow. Where it has a method Reset(), or SetLinger(int)
-// as [net.TCPConn] has, a flow that breaks is ended by a RST on it.
+// Conn is one end of a flow. Where it has a method Reset(), SetLinger(int) as
+// [net.TCPConn] has, or NetConn() as [tls.Conn] has, a flow that breaks is ended by a
+// RST on it.
 type Conn interface {
 	net.Conn
 	CloseWrite() error
@@ -55,6 +57,11 @@ func (e End) String() string {
 		return "canceled"
 	}
 }
+
+var _ interface {
+	Conn
+	NetConn() net.Conn
+} = (*tls.Conn)(nil)
 
 // bufferSize of a direction. Larger ones gain nothing: each byte is copied
 // twice whatever the size, and 32 KiB still fit the caches of both cores.
@@ -212,6 +219,9 @@ func Reset(c net.Conn) {
 	switch c := c.(type) {
 	case interface{ Reset() }:
 		c.Reset()
+		return
+	case interface{ NetConn() net.Conn }:
+		Reset(c.NetConn()) // Close would send a close_notify, which is an end in order
 		return
 	case interface{ SetLinger(sec int) error }:
 		_ = c.SetLinger(0)
