@@ -18,8 +18,8 @@ func (h held) release() {
 	}
 }
 
-// admit counts a flow for the limits of all flows and of its rule, until it is released.
-// What is rejected does not count: it costs nothing. It does not block; without limits it
+// admit counts a flow for the limits of its rule and of all flows, until it is released:
+// for all of them or, where one refuses it, for none. What is rejected does not count: it costs nothing. It does not block; without limits it
 // does not allocate.
 func (s *Snapshot) admit(f *flow.Flow, index int, out *Outbound, now time.Time) (held, error) {
 	own := s.options(index).Limit
@@ -34,19 +34,21 @@ func (s *Snapshot) admit(f *flow.Flow, index int, out *Outbound, now time.Time) 
 	take := func(l *limit.Limiter) error {
 		h, err := l.Take(f, now)
 		if err != nil {
-			taken.release()
+			for _, h := range taken {
+				h.Undo()
+			}
 			return err
 		}
 		taken = append(taken, h)
 		return nil
 	}
-	for _, l := range s.more.Limits {
-		if err := take(l); err != nil {
+	if own != nil {
+		if err := take(own); err != nil {
 			return nil, err
 		}
 	}
-	if own != nil {
-		if err := take(own); err != nil {
+	for _, l := range s.more.Limits {
+		if err := take(l); err != nil {
 			return nil, err
 		}
 	}

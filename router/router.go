@@ -77,7 +77,7 @@ type Snapshot struct {
 
 // SnapshotOptions are what a config says besides where flows go.
 type SnapshotOptions struct {
-	Limits []*limit.Limiter // of all flows that are not rejected
+	Limits []*limit.Limiter // of all flows that are not rejected, the narrowest first
 	Rules  []RuleOptions    // by the number of the rule; rules beyond have none
 }
 

@@ -401,13 +401,14 @@ func TestSilence(t *testing.T) {
 }
 
 // TestLimits: a flow too many is refused before anything is dialled, counted and told of
-// in a warning; an end makes room, and what is rejected does not count.
+// in a warning; an end makes room. What is rejected does not count, nor for one limit what
+// another refuses.
 func TestLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer()
 		r, names, log := newRouter(t, withUDP{d}, Options{})
 		ofRule := limit.New(limit.Options{Name: "the rule", Per: limit.Source, Sessions: 1})
-		rate := limit.New(limit.Options{Name: "limits.rate", Rate: limit.Rate{N: 4, Per: time.Minute}})
+		rate := limit.New(limit.Options{Name: "limits.rate", Rate: limit.Rate{N: 2, Per: time.Minute}})
 		r.Swap(r.snap.Load().With(SnapshotOptions{Limits: []*limit.Limiter{rate}, Rules: []RuleOptions{3: {Limit: ofRule}}}))
 		ctx, cancel := context.WithCancel(t.Context())
 		var parts sync.WaitGroup
@@ -445,7 +446,7 @@ func TestLimits(t *testing.T) {
 		firstFar.Close()
 		synctest.Wait()
 		second, secondFar := serve("192.0.2.1:80"), <-d.far
-		refused("198.18.0.9:80", syscall.ECONNREFUSED) // the fifth in the minute
+		refused("198.18.0.9:80", syscall.ECONNREFUSED) // the third in the minute
 		synctest.Wait()
 		if n := ofRule.Entries() + rate.Entries(); n != 2 || len(d.targets) != 2 || names.holds() != 0 {
 			t.Errorf("%d entries, %d dials, %d leases; want 2, 2 and none", n, len(d.targets), names.holds())

@@ -43,6 +43,9 @@ func (r Rate) String() string {
 	return strconv.Itoa(r.N) + "/" + unit
 }
 
+// step is how long one takes to recover.
+func (r Rate) step() int64 { return int64(r.Per) / int64(r.N) }
+
 // Options configure a [Limiter]. Name is required, and one of the limits.
 type Options struct {
 	Name     string // what sets the limits, for messages
@@ -140,8 +143,7 @@ func (l *Limiter) Take(f *flow.Flow, now time.Time) (Held, error) {
 	}
 	if r := l.o.Rate; r.N > 0 {
 		at := int64(now.Sub(l.epoch))
-		step := int64(r.Per) / int64(r.N)
-		next := max(e.tat, at) + step
+		next := max(e.tat, at) + r.step()
 		if next > at+int64(r.Per) {
 			l.refused++
 			return Held{}, &Error{Limiter: l, rate: true}
@@ -165,6 +167,19 @@ func (l *Limiter) entryLocked(w who) *entry {
 	return e
 }
 
+// Undo makes as if the flow had never been taken.
+func (h Held) Undo() {
+	if h.l == nil {
+		return
+	}
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
+	if h.l.o.Rate.N > 0 {
+		h.e.tat -= h.l.o.Rate.step()
+	}
+	h.releaseLocked()
+}
+
 // Release ends a flow.
 func (h Held) Release() {
 	if h.l == nil {
@@ -172,6 +187,10 @@ func (h Held) Release() {
 	}
 	h.l.mu.Lock()
 	defer h.l.mu.Unlock()
+	h.releaseLocked()
+}
+
+func (h Held) releaseLocked() {
 	h.e.open--
 	if h.e.open == 0 && h.l.o.Rate.N == 0 {
 		h.l.forgetLocked(h.e)

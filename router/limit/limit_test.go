@@ -96,6 +96,28 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestUndo: what was undone has not used up the rate, and is not open.
+func TestUndo(t *testing.T) {
+	now := time.Now()
+	l := New(Options{Name: "x", Per: Source, Sessions: 2, Rate: Rate{2, time.Hour}})
+	for range 10 {
+		h, err := l.Take(of("10.0.0.1", ""), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Undo()
+	}
+	for i := range 2 {
+		if _, err := l.Take(of("10.0.0.1", ""), now); err != nil {
+			t.Errorf("number %d: %v", i, err)
+		}
+	}
+	if _, err := l.Take(of("10.0.0.1", ""), now); err == nil {
+		t.Error("a third was taken")
+	}
+	Held{}.Undo() // is nothing
+}
+
 // TestRateAgainstACount: in no period does anybody get more than twice the number, nor in
 // the long run more or less than the rate.
 func TestRateAgainstACount(t *testing.T) {

@@ -45,11 +45,11 @@ func (was limiters) options(cfg *config.Config) (router.SnapshotOptions, limiter
 	var more router.SnapshotOptions
 	rate := func(r config.Rate) limit.Rate { return limit.Rate{N: r.N, Per: r.Per} }
 	for _, o := range []limit.Options{
-		{Name: "limits.rate", Rate: rate(cfg.Limits.Rate)},
-		{Name: "limits.per-source", Per: limit.Source, Sessions: cfg.Limits.PerSource},
-		{Name: "limits.rate-per-source", Per: limit.Source, Rate: rate(cfg.Limits.RatePerSource)},
 		{Name: "limits.per-user", Per: limit.User, Sessions: cfg.Limits.PerUser},
 		{Name: "limits.rate-per-user", Per: limit.User, Rate: rate(cfg.Limits.RatePerUser)},
+		{Name: "limits.per-source", Per: limit.Source, Sessions: cfg.Limits.PerSource},
+		{Name: "limits.rate-per-source", Per: limit.Source, Rate: rate(cfg.Limits.RatePerSource)},
+		{Name: "limits.rate", Rate: rate(cfg.Limits.Rate)},
 	} {
 		if o.Sessions > 0 || o.Rate.N > 0 {
 			more.Limits = append(more.Limits, get("", o))
