@@ -39,7 +39,12 @@ const (
 	// maxFails after which a source is refused unheard, for lockTime.
 	maxFails = 10
 	lockTime = time.Minute
-	// maxSources whose failures are kept.
+	// turns is how many passwords of a source are looked at or held back at a time:
+	// a program that takes a second to look has 30 s for a house behind one address,
+	// and a guesser gets no more than so many beyond maxFails.
+	turns = 4
+	// maxSources whose failures are kept. There are more while more have a password
+	// looked at, which are clients that we have a connection of.
 	maxSources = 4096
 )
 
@@ -66,9 +71,10 @@ type memory struct {
 	until time.Time
 }
 
-// source is where wrong passwords came from.
+// source is where passwords come from, or wrong ones have come from.
 type source struct {
-	turn  chan struct{} // it has one password checked at a time
+	turn  chan struct{} // a token for each that has its turn
+	open  int           // Checks
 	fails int           // without a minute between two
 	last  time.Time
 }
@@ -110,8 +116,9 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 		return who, nil
 	}
 	from = network(from)
-	s := g.guesser(from)
-	if s != nil && !g.locked(s) {
+	s := g.enter(from)
+	defer g.leave(from, s)
+	if !g.locked(s) {
 		select {
 		case s.turn <- struct{}{}:
 			defer func() { <-s.turn }()
@@ -119,14 +126,13 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 			return inbound.Identity{}, context.Cause(ctx)
 		}
 	}
-	if s != nil && g.locked(s) {
+	who, err := g.verify(ctx, s, user, password)
+	switch {
+	case err == errLocked:
 		if err := g.sleep(ctx, lastDelay); err != nil {
 			return inbound.Identity{}, err
 		}
 		return inbound.Identity{}, errLocked
-	}
-	who, err := g.verify(ctx, user, password)
-	switch {
 	case err == nil:
 		// Failures of the same source stay: they may be another's.
 		g.remember(user, sum, who)
@@ -135,20 +141,26 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 		g.log.Error("users cannot be checked", "err", err)
 		return inbound.Identity{}, errors.Join(inbound.ErrDenied, err)
 	}
-	delay := g.blame(from)
+	delay := g.blame(from, s)
 	if err := g.sleep(ctx, delay); err != nil {
 		return inbound.Identity{}, err
 	}
 	return inbound.Identity{}, inbound.ErrDenied
 }
 
-// verify is verifier's, for as many at a time as can run.
-func (g *Guard) verify(ctx context.Context, user, password string) (inbound.Identity, error) {
+// verify is verifier's, for as many at a time as can run, unless the source is locked.
+func (g *Guard) verify(ctx context.Context, s *source, user, password string) (inbound.Identity, error) {
+	if g.locked(s) {
+		return inbound.Identity{}, errLocked
+	}
 	select {
 	case g.slots <- struct{}{}:
 		defer func() { <-g.slots }()
 	case <-ctx.Done():
 		return inbound.Identity{}, context.Cause(ctx)
+	}
+	if g.locked(s) { // by those before it
+		return inbound.Identity{}, errLocked
 	}
 	return g.verifier.verify(ctx, user, password)
 }
@@ -193,11 +205,27 @@ func network(a netip.Addr) netip.Addr {
 	return a.Unmap()
 }
 
-// guesser returns where wrong passwords have come from lately, or nil.
-func (g *Guard) guesser(from netip.Addr) *source {
+// enter returns a source, until it is left.
+func (g *Guard) enter(from netip.Addr) *source {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.sources[from]
+	s := g.sources[from]
+	if s == nil {
+		g.makeRoomLocked(g.now())
+		s = &source{turn: make(chan struct{}, turns)}
+		g.sources[from] = s
+	}
+	s.open++
+	return s
+}
+
+// leave forgets a source without a fault.
+func (g *Guard) leave(from netip.Addr, s *source) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s.open--; s.open == 0 && s.fails == 0 {
+		delete(g.sources, from)
+	}
 }
 
 // locked tells whether a source is refused unheard.
@@ -208,15 +236,9 @@ func (g *Guard) locked(s *source) bool {
 }
 
 // blame notes a failure and returns how long to hold the refusal back.
-func (g *Guard) blame(from netip.Addr) time.Duration {
+func (g *Guard) blame(from netip.Addr, s *source) time.Duration {
 	g.mu.Lock()
 	now := g.now()
-	s := g.sources[from]
-	if s == nil {
-		g.makeRoomLocked(now)
-		s = &source{turn: make(chan struct{}, 1)}
-		g.sources[from] = s
-	}
 	if now.Sub(s.last) > lockTime {
 		s.fails = 0
 	}
@@ -233,20 +255,22 @@ func (g *Guard) blame(from netip.Addr) time.Duration {
 	return min(firstDelay<<min(fails-1, 10), lastDelay)
 }
 
-// makeRoomLocked forgets who has been quiet, or anybody.
+// makeRoomLocked forgets who has been quiet, or anybody who has nothing open.
 func (g *Guard) makeRoomLocked(now time.Time) {
 	if len(g.sources) < maxSources {
 		return
 	}
 	for from, s := range g.sources {
-		if now.Sub(s.last) > lockTime {
+		if s.open == 0 && now.Sub(s.last) > lockTime {
 			delete(g.sources, from)
 		}
 	}
-	for from := range g.sources {
+	for from, s := range g.sources {
 		if len(g.sources) < maxSources {
 			return
 		}
-		delete(g.sources, from)
+		if s.open == 0 {
+			delete(g.sources, from)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -306,8 +307,47 @@ func TestRemembered(t *testing.T) {
 	}
 }
 
+// slow takes the time of a hash.
+type slow struct{ counted }
+
+func (s *slow) verify(ctx context.Context, user, password string) (inbound.Identity, error) {
+	time.Sleep(20 * time.Millisecond)
+	return s.counted.verify(ctx, user, password)
+}
+
+// TestBurst: a source that sends all its guesses at once has no more of them looked at
+// than one that sends them in a row, and others do not wait for it.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &slow{}
+		g := NewGuard(v, nil)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		var work sync.WaitGroup
+		for i := range 2000 {
+			work.Go(func() {
+				if _, err := g.Check(ctx, netip.MustParseAddr("10.0.0.1"), "alice", fmt.Sprint(i)); err == nil {
+					t.Error("a wrong password passed")
+				}
+			})
+		}
+		synctest.Wait()
+		if _, err := g.Check(ctx, netip.MustParseAddr("10.0.0.2"), "bob", "right"); err != nil || time.Since(began) > time.Second {
+			t.Errorf("another source: %v after %v", err, time.Since(began))
+		}
+		work.Wait()
+		if v.n > 1+maxFails+turns-1 {
+			t.Errorf("%d passwords were looked at, want %d of the guesser at most", v.n, maxFails+turns-1)
+		}
+		if len(g.sources) != 1 {
+			t.Errorf("%d sources, want the guesser", len(g.sources))
+		}
+	})
+}
+
 // TestVerifiesFewAtATime: a burst of clients does not take the memory of as many
-// hashes, and one source that guesses has one at a time.
+// hashes.
 func TestVerifiesFewAtATime(t *testing.T) {
 	c := &counted{hold: make(chan struct{})}
 	g := NewGuard(c, nil)
@@ -333,7 +373,10 @@ func TestVerifiesFewAtATime(t *testing.T) {
 func TestSourcesAreBounded(t *testing.T) {
 	g := NewGuard(&counted{}, nil)
 	for i := range 2 * maxSources {
-		g.blame(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+		from := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		s := g.enter(from)
+		g.blame(from, s)
+		g.leave(from, s)
 	}
 	if n := len(g.sources); n > maxSources {
 		t.Errorf("%d sources, want %d at most", n, maxSources)
