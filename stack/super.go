@@ -159,9 +159,9 @@ func verified(packet *buffer.Buffer) bool {
 		at, end = int(ip.HeaderLength()), int(ip.TotalLength())
 	case header.IPVersion(h) == header.IPv6Version && len(h) >= header.IPv6MinimumSize:
 		ip := header.IPv6(h)
-		// Behind an extension header there may be a fragment, or anything.
 		proto, src, dst = tcpip.TransportProtocolNumber(ip.NextHeader()), ip.SourceAddress(), ip.DestinationAddress()
 		at, end = header.IPv6MinimumSize, header.IPv6MinimumSize+int(ip.PayloadLength())
+		proto, at = behindOptions(packet, proto, at)
 	default:
 		return true // netstack refuses it
 	}
@@ -191,6 +191,20 @@ func verified(packet *buffer.Buffer) bool {
 	sum := header.PseudoHeaderChecksum(proto, src, dst, uint16(end-at))
 	sum = checksum.Combine(sum, part.Checksum(0))
 	return sum == 0xffff
+}
+
+// behindOptions returns what is behind the headers of options of an IPv6 packet, of which
+// the first is at. Behind any other header there may be a fragment, or anything.
+func behindOptions(packet *buffer.Buffer, proto tcpip.TransportProtocolNumber, at int) (tcpip.TransportProtocolNumber, int) {
+	const hopByHop, destination = tcpip.TransportProtocolNumber(header.IPv6HopByHopOptionsExtHdrIdentifier), tcpip.TransportProtocolNumber(header.IPv6DestinationOptionsExtHdrIdentifier)
+	for proto == hopByHop || proto == destination {
+		h, ok := packet.PullUp(at, 2)
+		if !ok {
+			return hopByHop, at // netstack refuses it
+		}
+		proto, at = tcpip.TransportProtocolNumber(h.AsSlice()[0]), at+8*(1+int(h.AsSlice()[1])) // RFC 8200 §4.3
+	}
+	return proto, at
 }
 
 // superWrite is a packet on its way out.

@@ -48,6 +48,19 @@ func sumPacket(rnd *rand.Rand, is4 bool, proto tcpip.TransportProtocolNumber, n 
 	return append(appendIPv6(nil, src, dst, proto, len(segment)), segment...)
 }
 
+// withOptions puts hop-by-hop and destination options before what an IPv6 packet carries.
+func withOptions(p []byte) []byte {
+	ip := header.IPv6(append([]byte(nil), p[:header.IPv6MinimumSize]...))
+	options := make([]byte, 8+24)
+	options[0], options[1] = byte(header.IPv6DestinationOptionsExtHdrIdentifier), 0
+	options[2], options[3] = 1, 4 // PadN
+	options[8], options[9] = ip.NextHeader(), 2
+	options[10], options[11] = 1, 20
+	ip.SetNextHeader(uint8(header.IPv6HopByHopOptionsExtHdrIdentifier))
+	ip.SetPayloadLength(ip.PayloadLength() + uint16(len(options)))
+	return append(append(ip, options...), p[header.IPv6MinimumSize:]...)
+}
+
 // inViews cuts b as the device's buffers would.
 func inViews(b []byte) *buffer.Buffer {
 	var p buffer.Buffer
@@ -81,6 +94,12 @@ func TestVerifiedTellsWrongChecksums(t *testing.T) {
 					}
 				}
 				check("as made", p, true)
+				if !is4 {
+					check("behind options", withOptions(p), true)
+					bad := withOptions(p)
+					bad[len(bad)-1-rnd.IntN(n+1)] ^= 1 << rnd.IntN(8)
+					check("behind options, with a bit turned", bad, false)
+				}
 				check("padded", append(append([]byte(nil), p...), 1, 2, 3), true)
 				ip := header.IPv6MinimumSize
 				if is4 {

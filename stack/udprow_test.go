@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	stdslices "slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -428,4 +429,31 @@ func FuzzBurst(f *testing.F) {
 			t.Errorf("% x: got otherwise than %q", p, old)
 		}
 	})
+}
+
+// TestChecksumOfFragments: that of a datagram in fragments is verified when they are
+// together, which a device cannot have done, whatever it says of them.
+func TestChecksumOfFragments(t *testing.T) {
+	client, server := netip.MustParseAddrPort("[fd00::2]:4000"), netip.MustParseAddrPort("[2001:db8::1]:53")
+	for _, flags := range []byte{0, vnetDataValid} {
+		d := newRowDevice()
+		h := &takenUDP{flushed: make(chan []string, 10)}
+		s := serve(t, d, h)
+		in := func(datagram []byte, id uint16) {
+			for _, f := range stacktest.Fragments(datagram, id, 1500) {
+				d.in <- append(append([]byte{flags}, make([]byte, superHeader-1)...), f...)
+			}
+		}
+		bad := stacktest.Datagram(client, server, bytes.Repeat([]byte("bad "), 1000))
+		bad[len(bad)-1]++
+		in(bad, 1)
+		in(stacktest.Datagram(client, server, bytes.Repeat([]byte("good"), 1000)), 2)
+		got := <-h.flushed
+		for len(got) == 0 {
+			got = <-h.flushed
+		}
+		if want := client.String() + " > " + server.String() + " goodgood"; len(got) != 1 || !strings.HasPrefix(got[0], want) || s.Stats().BadDatagrams != 1 {
+			t.Errorf("flags %d: %d datagrams, %.60q, and %d bad ones, want 1, %q and 1", flags, len(got), got, s.Stats().BadDatagrams, want)
+		}
+	}
 }
