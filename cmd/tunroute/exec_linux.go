@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"sync"
 	"syscall"
 	"time"
@@ -83,6 +82,7 @@ type insideSpec struct {
 
 // runExec is P. It does not return if the program was ended by a signal.
 func runExec(s spec, cfg *config.Config, args []string) error {
+	outliveReaders() // the status is the program's, also where nobody reads the log
 	addrs, err := engine.AddrsOf(cfg)
 	if err != nil {
 		return err
@@ -191,8 +191,7 @@ func (r *router) release() {
 
 // runRouter is R.
 func runRouter() int {
-	// P's end of our standard error may close before we are done.
-	signal.Ignore(syscall.SIGPIPE)
+	outliveReaders() // P's end of our standard error may close before we are done
 	fail := func(err error) int {
 		fmt.Fprintf(os.Stderr, "tunroute: exec: %v\n", err)
 		return int(exitFailed)

@@ -37,6 +37,7 @@ it has an error, nothing changes. The files of the log are opened anew in any ca
 SIGTERM and SIGINT end it.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			outliveReaders()
 			cfg, err := load(file)
 			if err != nil {
 				return err
