@@ -197,7 +197,7 @@ func (d *daemon) serveAdmin(ctx context.Context, l adminListeners) {
 		})
 	}
 	if l.socket != nil {
-		serve(l.socket, admin.NewHandler(d))
+		serve(l.socket, admin.NewHandler(d, d.cfg.AbsFile()))
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", admin.NewMetrics(d))

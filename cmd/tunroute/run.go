@@ -146,7 +146,7 @@ func leaseFile(cfg *config.Config) string {
 		if dir == "" {
 			dir = "/var/lib/tunroute"
 		}
-		return filepath.Join(dir, cfg.TUN.Name+".leases")
+		return filepath.Join(dir, cfg.Instance()+".leases")
 	}
 	return cfg.DNS.State
 }

@@ -38,19 +38,20 @@ const askTimeout = time.Minute
 
 // ask calls f with the client of the daemon.
 func (a *asker) ask(ctx context.Context, f func(context.Context, *admin.Client) error) error {
-	path := a.socket
+	path, file := a.socket, ""
 	if path == "" {
 		cfg, err := config.Load(a.file)
 		if err != nil {
 			return told(err)
 		}
+		file = cfg.AbsFile()
 		if path = cfg.AdminSocket(); path == "" {
 			return errors.New("the config has no admin.socket: name the daemon's with --socket PATH")
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return f(ctx, admin.Dial(path))
+	return f(ctx, admin.Dial(path, file))
 }
 
 // print writes v as JSON where that was asked for, else by text.

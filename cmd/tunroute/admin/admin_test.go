@@ -67,7 +67,7 @@ func serve(t *testing.T, d Daemon) (path string) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, NewHandler(d)) }()
+	go func() { ended <- Serve(ctx, l, NewHandler(d, "/etc/t.yaml")) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -90,7 +90,7 @@ func TestAnswersArriveAsTheyWere(t *testing.T) {
 		flows: []Flow{{Source: netip.MustParseAddrPort("10.0.0.1:5"), Target: "example.org:443", Inbound: "tun", Rule: 3, Line: 8, Out: "g", Start: now, Up: 1, Down: 2}},
 	}
 	path := serve(t, d)
-	c := Dial(path)
+	c := Dial(path, "")
 	status, err := c.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +133,14 @@ func TestAnswersArriveAsTheyWere(t *testing.T) {
 	d.refusal = errors.New("t.yaml:3:1: the config has no key \"x\"\n    3 | x: y")
 	if err := c.Reload(t.Context()); err == nil || err.Error() != d.refusal.Error() {
 		t.Errorf("reload with a bad config: %v", err)
+	}
+	d.refusal = nil
+	if err := Dial(path, "/etc/t.yaml").Reload(t.Context()); err != nil || d.reloads != 3 {
+		t.Errorf("reload by the name of its config: %v, %d times", err, d.reloads)
+	}
+	if err := Dial(path, "/etc/two.yaml").Reload(t.Context()); err == nil || d.reloads != 3 ||
+		!strings.Contains(err.Error(), "runs with /etc/t.yaml and not with /etc/two.yaml: ") {
+		t.Errorf("reload of a daemon with another config: %v, %d times", err, d.reloads)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -196,7 +204,7 @@ func TestSocketsOfOthers(t *testing.T) {
 func TestNobodyAnswers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	want := "no daemon answers at " + path + ": is `tunroute run` running"
-	if err := Dial(path).Reload(t.Context()); err == nil || !strings.HasPrefix(err.Error(), want) {
+	if err := Dial(path, "").Reload(t.Context()); err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
 	}
 }

@@ -16,13 +16,15 @@ import (
 
 // Client asks a daemon. Its methods block until the answer is there or ctx ends.
 type Client struct {
-	path string
-	http http.Client
+	path   string
+	config string
+	http   http.Client
 }
 
-// Dial returns a Client of the daemon at a socket. It opens nothing yet.
-func Dial(path string) *Client {
-	return &Client{path: path, http: http.Client{Transport: &http.Transport{
+// Dial returns a Client of the daemon at a socket, which must be the one that runs with
+// the config at an absolute path; "" is any. It opens nothing yet.
+func Dial(path, config string) *Client {
+	return &Client{path: path, config: config, http: http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -36,6 +38,12 @@ const maxAnswer = 256 << 20
 
 // do sends a request and decodes the answer into result, which may be nil.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, result any) error {
+	if query == nil {
+		query = make(url.Values)
+	}
+	if c.config != "" {
+		query.Set("config", c.config)
+	}
 	u := url.URL{Scheme: "http", Host: "tunroute", Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
@@ -97,7 +105,7 @@ func (c *Client) Ask(ctx context.Context, name, qtype string) (a Answer, err err
 
 // Leases asks for [Daemon.Leases], or for [Daemon.FindLease] where of is not "".
 func (c *Client) Leases(ctx context.Context, of string) (l []Lease, err error) {
-	query := url.Values{}
+	query := make(url.Values)
 	if of != "" {
 		query.Set("of", of)
 	}

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// NewHandler answers for d.
-func NewHandler(d Daemon) http.Handler {
+// NewHandler answers for d, which runs with the config at a path, and refuses who takes
+// it for one that runs with another.
+func NewHandler(d Daemon, config string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Status(), nil) })
 	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) { reply(w, d.Flows(), nil) })
@@ -37,7 +38,24 @@ func NewHandler(d Daemon) http.Handler {
 		reply(w, l, err)
 	})
 	mux.Handle("GET /metrics", NewMetrics(d))
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if meant := r.FormValue("config"); meant != "" && !samePath(meant, config) {
+			reply(w, nil, fmt.Errorf("the daemon that answers runs with %s and not with %s: "+
+				"admin.socket gives each a socket of its own, and --socket asks the one at a socket whatever it runs with", config, meant))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// samePath tells whether two paths lead to one file.
+func samePath(a, b string) bool {
+	if a == b {
+		return true
+	}
+	ai, aerr := os.Stat(a)
+	bi, berr := os.Stat(b)
+	return aerr == nil && berr == nil && os.SameFile(ai, bi)
 }
 
 // failure is the body of an error.

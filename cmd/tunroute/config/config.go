@@ -454,8 +454,9 @@ type DNS struct {
 	// outlive it however it ends; `none` keeps none. A path without a leading
 	// slash starts at the directory of the config. If nothing is said it is
 	// called as the interface, as in `/var/lib/tunroute/tunroute0.leases`, or
-	// that in the directory of `$STATE_DIRECTORY`, which systemd sets. `exec`
-	// keeps none.
+	// that in the directory of `$STATE_DIRECTORY`, which systemd sets; with `tun:
+	// off` it has a name that is made from the path of the config. `exec` keeps
+	// none.
 	State string `yaml:"state,omitempty"`
 	// What else than its name the address of a name follows from; at most 255
 	// bytes, and like a password it can be `{file: PATH}` or `{env: VARIABLE}`.
@@ -582,8 +583,9 @@ type Admin struct {
 	// The unix socket at which the commands `status`, `flows` and `reload` find
 	// the daemon: a path that starts with a slash, or `off` for none. Where nothing
 	// is said it is `/run/tunroute/NAME.sock`, with the name of the interface, or
-	// for a user other than root the same below `$XDG_RUNTIME_DIR`. It is for the
-	// user that the daemon runs as, and for root.
+	// with `tun: off` one that is made from the path of the config; for a user other
+	// than root it is the same below `$XDG_RUNTIME_DIR`. It is for the user that the
+	// daemon runs as, and for root.
 	Socket string `yaml:"socket"`
 	// Addresses and ports of this machine at which Prometheus finds `/metrics`.
 	// Nobody is asked who he is; the figures name no client and no target.

@@ -147,3 +147,30 @@ func checkRoundTrip(t *testing.T, c *Config) {
 		t.Errorf("round trip: -first +second\n%s", diff)
 	}
 }
+
+// TestInstances: what daemons name after themselves differs where they do.
+func TestInstances(t *testing.T) {
+	const off = "tun: off\nlisten: {socks: 127.0.0.1}\nrules: [{via: direct}]\n"
+	name := func(file, text string) string {
+		c, err := Parse(file, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Instance()
+	}
+	one, two := name("/etc/one.yaml", off), name("/etc/two.yaml", off)
+	if one == two || one == "tunroute0" {
+		t.Errorf("two daemons without an interface: %s and %s", one, two)
+	}
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rel, abs := name("one.yaml", off), name(filepath.Join(dir, "one.yaml"), off); rel != abs {
+		t.Errorf("one file, by a short path and the whole: %s and %s", rel, abs)
+	}
+	if got := name("one.yaml", "tun: {name: office0}\nrules: [{via: direct}]\n"); got != "office0" {
+		t.Errorf("with an interface: %s, want office0", got)
+	}
+}

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -224,7 +226,26 @@ func (c *Config) AdminSocket() string {
 			return ""
 		}
 	}
-	return filepath.Join(dir, "tunroute", c.TUN.Name+".sock")
+	return filepath.Join(dir, "tunroute", c.Instance()+".sock")
+}
+
+// Instance returns the name of what belongs to one daemon of several: that of its
+// interface or, where it has none, one that is made from the path of its file.
+func (c *Config) Instance() string {
+	if !c.TUN.Off {
+		return c.TUN.Name
+	}
+	sum := sha256.Sum256([]byte(c.AbsFile()))
+	return fmt.Sprintf("off-%x", sum[:4])
+}
+
+// AbsFile returns File from the root on.
+func (c *Config) AbsFile() string {
+	path, err := filepath.Abs(c.File)
+	if err != nil {
+		return c.File // there is no working directory
+	}
+	return path
 }
 
 func (x *Ident) decodeNode(d *decoder, n *yaml.Node) {
