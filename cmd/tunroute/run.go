@@ -95,12 +95,6 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	// The servers are resolved while names can still be: soon every query
-	// goes into the TUN.
-	servers, err := engine.Servers(ctx, d.cfg)
-	if err != nil {
-		return err
-	}
 	// A second daemon fails here, before it touches what is the first one's.
 	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU, Queues: d.cfg.TUN.Queues})
 	if errors.Is(err, syscall.EACCES) {
@@ -129,11 +123,43 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, applied.Undo()) }()
+	// From here on nothing takes another way. What goes into the device waits there.
+	servers, err := d.awaitServers(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if err := d.checkLoops(dev.Name(), servers); err != nil {
 		return err
 	}
 	d.adviseGateway()
 	return d.serve(ctx, hup)
+}
+
+// How long to wait before names are looked up again: twice as long each time.
+const (
+	firstWait = time.Second
+	lastWait  = 30 * time.Second
+)
+
+// awaitServers resolves the servers, as soon as it can be done: after a boot there may be
+// no network yet. Our queries have the mark, by which they are let out.
+func (d *daemon) awaitServers(ctx context.Context) ([]engine.Server, error) {
+	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+		servers, err := engine.Servers(ctx, d.cfg, d.cfg.TUN.Mark.Value)
+		var none *engine.LookupError
+		if !errors.As(err, &none) {
+			return servers, err
+		}
+		d.log.Warn(fmt.Sprintf("a server has no address yet, and nothing leaves by another way: asking again in %s", wait), "server", none.Server, "err", none.Err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // leaseFile returns the file of leases, or "".

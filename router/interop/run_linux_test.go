@@ -199,6 +199,50 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// While a server's name has no address run waits for one, and lets nothing past: after a
+// boot, or at a gateway whose line is down.
+func TestRunWaitsForNames(t *testing.T) {
+	lab.Need(t, "curl", "curl")
+	l := newLab(t)
+	danted := startServer(t, l, servers.Dante, dante)
+	resolver := lab.Target4(7) // where there is none yet
+	const name = "proxy.test"
+	text := runConfig(strings.Replace(danted, lab.Proxy4.String(), name, 1), "") + fmt.Sprintf("dns: {resolvers: [%s]}\n", resolver)
+	config := lab.File(t, "tunroute.yaml", text)
+	before := l.Host.State(t)
+	w := l.Watch(t)
+	start := func() *lab.Shell {
+		d := startShell(t, l.Host, rootUser.tunroute("run", "-c", config)...)
+		d.AwaitLog(t, 0, "a server has no address yet")
+		return d
+	}
+
+	d := start()
+	for _, n := range []*lab.Node{l.Host, l.Lan} {
+		for _, to := range []netip.Addr{lab.Target4(viaServer), lab.Target4(viaDirect)} {
+			if r := run(t, n, "curl", "-s", "-m", "1", "http://"+to.String()+"/"); r.Status == 0 {
+				t.Errorf("%s gets to %v: %s", n.Name, to, r.Stdout)
+			}
+		}
+	}
+	for _, p := range w.Arrived(t, func(p lab.Packet) bool { return isTarget(p.Dst.Addr()) && p.Dst.Port() != 53 }) {
+		t.Errorf("past tunroute went %v", p)
+	}
+	stopRun(t, d)
+	if after := l.Host.State(t); after != before {
+		t.Errorf("after run:\n%s\nbefore:\n%s", after, before)
+	}
+
+	d = start()
+	lab.NewDNS(t, l.Srv, []netip.Addr{resolver}, map[string][]netip.Addr{name: {lab.Proxy4}})
+	d.AwaitLog(t, 0, "msg=ready")
+	to := lab.Target4(viaServer).String()
+	if got, want := must(t, l.Lan, "curl", "-s", "http://"+to+"/"), lab.Page(to, lab.Proxy4.String()); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	stopRun(t, d)
+}
+
 // Killed, it leaves nothing that would let packets out, and starting it again
 // cleans up.
 func TestRunIsKilled(t *testing.T) {

@@ -404,11 +404,21 @@ type Server struct {
 	Mark uint32 // of its own connections, besides the daemon's
 }
 
-// Servers resolves all that cfg has. It blocks until then or until ctx ends. A
-// server whose name has no address is an error: in run, this is the last chance
-// to ask. So is one within a fake range, which leads nowhere.
-func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
-	b, err := newBuilder(cfg, 0, nil)
+// LookupError is that of a server whose name has no address, or none yet.
+type LookupError struct {
+	Server string // as the config has it
+	Err    error
+}
+
+func (e *LookupError) Error() string { return fmt.Sprintf("%s: %v", e.Server, e.Err) }
+
+func (e *LookupError) Unwrap() error { return e.Err }
+
+// Servers resolves all that cfg has, by sockets with the mark. It blocks until then or
+// until ctx ends. A server whose name has no address is a [LookupError]. One within a
+// fake range, which leads nowhere, is an error too.
+func Servers(ctx context.Context, cfg *config.Config, mark uint32) ([]Server, error) {
+	b, err := newBuilder(cfg, mark, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -441,7 +451,7 @@ func Servers(ctx context.Context, cfg *config.Config) ([]Server, error) {
 		}
 		addrs, err := b.resolver.LookupNetIP(ctx, "ip", u.Server.Name)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, &LookupError{name, err}
 		}
 		for _, a := range addrs {
 			if err := add(Server{name, a.Unmap(), u.Mark}); err != nil {

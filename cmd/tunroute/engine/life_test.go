@@ -236,7 +236,7 @@ upstreams:
 rules: [{to: a.test, via: behind}, {to: b.test, via: plain}, {via: line2}]
 dns: {resolvers: ["%s"]}
 `
-	got, err := engine.Servers(enginetest.Within(t), enginetest.Parse(t, text, dns.Addr))
+	got, err := engine.Servers(enginetest.Within(t), enginetest.Parse(t, text, dns.Addr), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ dns: {resolvers: ["%s"]}
 		{"unknown.test", "upstream named: "},
 		{"fake.test", "within the range of fake addresses"},
 	} {
-		_, err := engine.Servers(enginetest.Within(t), enginetest.Parse(t, strings.ReplaceAll(text, "proxy.test", c.name), dns.Addr))
+		_, err := engine.Servers(enginetest.Within(t), enginetest.Parse(t, strings.ReplaceAll(text, "proxy.test", c.name), dns.Addr), 0)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("with the server %s: %v, want %q", c.name, err, c.want)
 		}

@@ -222,7 +222,7 @@ dns:
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := engine.Servers(enginetest.Within(t), cfg)
+	got, err := engine.Servers(enginetest.Within(t), cfg, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

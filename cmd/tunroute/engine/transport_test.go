@@ -147,7 +147,7 @@ func TestServersLeavesOutUnixSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.DNS.Resolvers = nil
-	if got, err := engine.Servers(enginetest.Within(t), cfg); err != nil || len(got) != 0 {
+	if got, err := engine.Servers(enginetest.Within(t), cfg, 0); err != nil || len(got) != 0 {
 		t.Errorf("got %v, %v, want none", got, err)
 	}
 	cfg, err = config.FromProxies([]string{"https://192.0.2.1"})
@@ -156,7 +156,7 @@ func TestServersLeavesOutUnixSockets(t *testing.T) {
 	}
 	cfg.DNS.Resolvers = nil
 	want := engine.Server{Name: "upstream proxy", Addr: netip.MustParseAddr("192.0.2.1")}
-	if got, err := engine.Servers(enginetest.Within(t), cfg); err != nil || len(got) != 1 || got[0] != want {
+	if got, err := engine.Servers(enginetest.Within(t), cfg, 0); err != nil || len(got) != 1 || got[0] != want {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 }
