@@ -180,3 +180,23 @@ func TestDeployConfigs(t *testing.T) {
 		}
 	}
 }
+
+// TestUnit: what run writes to where a config says nothing, systemd lets it: with
+// ProtectSystem=strict all else is read-only.
+func TestUnit(t *testing.T) {
+	text, err := os.ReadFile("deploy/tunroute.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"RuntimeDirectory=tunroute", // /run/tunroute/tunroute0.sock: config.AdminSocket
+		"RuntimeDirectoryMode=0700",
+		"StateDirectory=tunroute", // /var/lib/tunroute/tunroute0.leases: leaseFile
+		"StateDirectoryMode=0700",
+		"LogsDirectory=tunroute", // docs/log.md
+	} {
+		if !strings.Contains(string(text), "\n"+want+"\n") {
+			t.Errorf("tunroute.service has no line %s", want)
+		}
+	}
+}
