@@ -70,8 +70,9 @@
 //
 // # Limits and timeouts
 //
-// Leases: [PoolOptions.Max], some 90 octets each and the name. Questions at the resolver at
-// once: [Options.MaxForwards], beyond it SERVFAIL. TCP: 32 unanswered questions
+// Leases: [PoolOptions.Max], some 90 octets each and the name. Questions at resolvers at
+// once: [Options.MaxForwards], beyond it SERVFAIL, but for those whose answer an
+// Exchanger knows ([Recaller]). TCP: 32 unanswered questions
 // per connection, 30 s of silence, 10 s for a client to take an answer, 256
 // connections per listener of [Server.Serve]. UDP answers: what the client's EDNS offers, at
 // most 1232 octets, 512 without EDNS; longer ones are cut and marked TC. UDP questions: 4096 octets on

@@ -13,12 +13,6 @@ import (
 
 // forward answers with what the resolver of the name says.
 func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
-	select {
-	case s.waiting <- struct{}{}:
-		defer func() { <-s.waiting }()
-	default:
-		return s.fail(q, whyBusy, whyBusy.text)
-	}
 	switch {
 	case q.policy.Mode == LocalThenRemote && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA):
 		return s.localThenRemote(ctx, q, network)
@@ -27,9 +21,18 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 	}
 	r, err := s.ask(ctx, q, q.qtype, network)
 	if err != nil {
-		return s.fail(q, whySilent, err.Error())
+		return s.unanswered(q, err)
 	}
 	return s.passOn(q, r, network)
+}
+
+// unanswered answers that there is no answer.
+func (s *Server) unanswered(q *query, err error) []byte {
+	why := whySilent
+	if errors.Is(err, errBusy) {
+		why = whyBusy
+	}
+	return s.fail(q, why, err.Error())
 }
 
 // localThenRemote answers with the resolver's addresses, or with a lease if it
@@ -47,10 +50,12 @@ func (s *Server) localThenRemote(ctx context.Context, q *query, network string) 
 	}
 	other, otherErr := s.ask(ctx, q, dns.TypeA+dns.TypeAAAA-q.qtype, network)
 	switch {
+	case errors.Is(err, errBusy), errors.Is(otherErr, errBusy): // which says nothing of the name
+		return s.fail(q, whyBusy, whyBusy.text)
 	case otherErr != nil || !other.usable():
 		return s.lease(q)
 	case err != nil:
-		return s.fail(q, whySilent, err.Error())
+		return s.unanswered(q, err)
 	case r.rcode != dns.RcodeSuccess:
 		return s.negative(q, dns.RcodeSuccess)
 	}
@@ -63,7 +68,9 @@ var (
 	errFakeAddr  = errors.New("the resolver's answer has an address of our own fake range")
 )
 
-// ask asks the resolver for the name of q and a type.
+var errBusy = errors.New(whyBusy.text)
+
+// ask asks the resolver for the name of q and a type, unless it knows.
 func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string) (reply, error) {
 	question := slices.Clone(q.question)
 	binary.BigEndian.PutUint16(question[len(question)-4:], qtype)
@@ -77,6 +84,17 @@ func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string
 	msg = append(msg, question...)
 	if q.edns {
 		msg = appendOPT(msg, 0, q.do)
+	}
+	if r, ok := q.policy.Resolver.(Recaller); ok {
+		if answer, ok := r.Recall(ctx, msg); ok {
+			return s.readReply(answer, question)
+		}
+	}
+	select {
+	case s.waiting <- struct{}{}:
+		defer func() { <-s.waiting }()
+	default:
+		return reply{}, errBusy
 	}
 	answer, err := q.policy.Resolver.Exchange(ctx, msg, network)
 	if err != nil {

@@ -371,3 +371,43 @@ func TestForwardsAreBounded(t *testing.T) {
 		t.Errorf("%d questions still wait", n)
 	}
 }
+
+// recaller knows the answer about one name.
+type recaller struct{ Exchanger }
+
+func (recaller) Recall(_ context.Context, query []byte) ([]byte, bool) {
+	var m dns.Msg
+	if m.Unpack(query) != nil || m.Question[0].Name != "known.test." {
+		return nil, false
+	}
+	b, err := new(dns.Msg).SetReply(&m).Pack()
+	return b, err == nil
+}
+
+// What is known is told however many questions wait, and those that may not wait are no
+// reason for a lease.
+func TestKnownAnswersDoNotWait(t *testing.T) {
+	entered := make(chan struct{})
+	silent := recaller{exchangerFunc(func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
+		entered <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})}
+	s := newServer(t, Options{MaxForwards: 1, Policy: func(name string) Policy {
+		if name == "both.test" {
+			return Policy{Mode: LocalThenRemote, Resolver: silent}
+		}
+		return Policy{Mode: Local, Resolver: silent}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	waiting.Go(func() { s.Answer(ctx, question(t, "www.test.", dns.TypeA), "udp") })
+	<-entered
+	for name, want := range map[string]string{"known.test.": "NOERROR", "unknown.test.": "SERVFAIL", "both.test.": "SERVFAIL"} {
+		if got := text(ask(t, s, question(t, name, dns.TypeA))); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	cancel()
+	waiting.Wait()
+}

@@ -54,6 +54,14 @@ type Exchanger interface {
 	Exchange(ctx context.Context, query []byte, network string) (answer []byte, err error)
 }
 
+// A Recaller is an [Exchanger] that knows some answers without asking. Those are given
+// however many questions wait.
+type Recaller interface {
+	// Recall is Exchange for what is known: it does not wait, and ok is false where
+	// it would have to.
+	Recall(ctx context.Context, query []byte) (answer []byte, ok bool)
+}
+
 // Policy is what is done with a name.
 type Policy struct {
 	Mode Mode
@@ -82,7 +90,7 @@ type Policy struct {
 
 const (
 	defaultTTL         = time.Second
-	defaultMaxForwards = 256
+	defaultMaxForwards = 1024
 
 	// Questions that wait for the file of leases at once, which takes a
 	// millisecond if the disk is not busy. One more is ignored, and asked
@@ -108,7 +116,8 @@ type Options struct {
 	SameWay func(a, b string) bool
 
 	// MaxForwards is how many questions wait for a resolver at once; one more
-	// fails at once. Zero means 256. Each may hold a socket.
+	// fails at once, unless its answer is known. Zero means 1024. Each may hold a
+	// socket.
 	MaxForwards int
 
 	// TTL is how long clients may keep our answers, in whole seconds. Zero

@@ -186,22 +186,51 @@ func (c *Cache) Stats() CacheStats {
 	return s
 }
 
+// maxWaiting is how many questions of [Cache.Exchange] wait for one Resolver at once: a
+// part of what its caller has for all of them, so that one that is silent leaves some
+// for the others.
+const maxWaiting = 256
+
+// ErrBusy says that too many questions wait for a Resolver.
+var ErrBusy = errors.New("too many questions wait for the dns server of this name")
+
 // errNobody says that nobody is asked for a name.
 var errNobody = errors.New("no dns server is asked for this name")
 
 // Exchange answers a question message as [Resolver.Exchange] does, from a hosts file or
-// from what is kept if it can.
+// from what is kept if it can. If too many questions wait for the name's Resolver the
+// error is [ErrBusy].
 func (c *Cache) Exchange(ctx context.Context, msg []byte, network string) ([]byte, error) {
 	q, err := parseQuery(msg)
 	if err != nil {
 		return nil, err
 	}
-	for _, h := range c.opts.Hosts {
-		if a := h.answer(&q); a != nil && !q.noRD {
-			return a.to(&q, 0, maxTTL), nil
-		}
+	if answer, ok := c.fromHosts(&q); ok {
+		return answer, nil
 	}
 	return c.exchange(ctx, &q, msg, network)
+}
+
+// Recall is Exchange for what a hosts file says or is kept. It does not wait: ok is
+// false where somebody would have to be asked.
+func (c *Cache) Recall(ctx context.Context, msg []byte) (answer []byte, ok bool) {
+	q, err := parseQuery(msg)
+	if err != nil {
+		return nil, false
+	}
+	if answer, ok = c.fromHosts(&q); ok {
+		return answer, true
+	}
+	return c.recall(ctx, &q)
+}
+
+func (c *Cache) fromHosts(q *query) (answer []byte, ok bool) {
+	for _, h := range c.opts.Hosts {
+		if a := h.answer(q); a != nil && !q.noRD {
+			return a.to(q, 0, maxTTL), true
+		}
+	}
+	return nil, false
 }
 
 // Of returns what answers as c does, but asks r about every name and has no hosts
@@ -225,14 +254,49 @@ func (v *View) Exchange(ctx context.Context, msg []byte, network string) ([]byte
 	return v.cache.exchange(ctx, &q, msg, network)
 }
 
+// Recall is [Cache.Recall].
+func (v *View) Recall(ctx context.Context, msg []byte) (answer []byte, ok bool) {
+	q, err := parseQuery(msg)
+	if err != nil {
+		return nil, false
+	}
+	q.key.of = v.resolver
+	return v.cache.recall(ctx, &q)
+}
+
+// isKept tells whether what is said to q may be kept.
+func (q *query) isKept() bool { return !q.noRD && q.qclass == dns.ClassINET }
+
+// recall answers from what is kept.
+func (c *Cache) recall(ctx context.Context, q *query) (answer []byte, ok bool) {
+	if !q.isKept() {
+		return nil, false
+	}
+	c.mu.Lock()
+	res, ok := c.kept(ctx, q.key, time.Now())
+	c.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	answer, err := res.message(q)
+	return answer, err == nil
+}
+
 // exchange answers from what is kept, or asks.
 func (c *Cache) exchange(ctx context.Context, q *query, msg []byte, network string) ([]byte, error) {
-	if q.noRD || q.qclass != dns.ClassINET {
+	if answer, ok := c.recall(ctx, q); ok {
+		return answer, nil
+	}
+	r := c.resolver(q.key)
+	if r == nil {
+		return nil, errNobody
+	}
+	defer r.waiting.Add(-1)
+	if r.waiting.Add(1) > maxWaiting {
+		return nil, ErrBusy
+	}
+	if !q.isKept() {
 		// To ask what is known already is not for others to be told.
-		r := c.resolver(q.key)
-		if r == nil {
-			return nil, errNobody
-		}
 		return r.Exchange(ctx, msg, network)
 	}
 	res := c.get(ctx, q.key)
@@ -251,9 +315,7 @@ func (c *Cache) resolver(k key) *Resolver {
 func (c *Cache) get(ctx context.Context, k key) outcome {
 	now := time.Now()
 	c.mu.Lock()
-	if e := c.usable(k, now); e != nil {
-		c.use(ctx, e, now)
-		res := e.outcome(now)
+	if res, ok := c.kept(ctx, k, now); ok {
 		c.mu.Unlock()
 		return res
 	}
@@ -263,6 +325,16 @@ func (c *Cache) get(ctx context.Context, k key) outcome {
 		return outcome{err: err}
 	}
 	return c.wait(ctx, k, q)
+}
+
+// kept returns what is known, which counts as a use of it. The caller holds mu.
+func (c *Cache) kept(ctx context.Context, k key, now time.Time) (outcome, bool) {
+	e := c.usable(k, now)
+	if e == nil {
+		return outcome{}, false
+	}
+	c.use(ctx, e, now)
+	return e.outcome(now), true
 }
 
 // outcome is what an entry says at a time.

@@ -43,6 +43,7 @@
 // # Limits and timeouts
 //
 // A try: 2 s by UDP, 4 s where a connection may have to be opened. A question: 10 s.
+// Questions of clients that wait for one Resolver by way of a Cache: 256 ([ErrBusy]).
 // Aliases: 16. UDP answers: 4096 octets. One connection: 256 questions; beside it 8 of
 // their own (64 with [Server.Alone]), or 4 where a server has HTTP/1.1 only. Cache: 4 MiB, answers of 16 KB at
 // most; a day, five minutes where there is nothing, and a day more where nobody answers.

@@ -391,3 +391,71 @@ func FuzzQuery(f *testing.F) {
 		}
 	})
 }
+
+// TestSilentResolverTakesItsShare: what waits for it leaves the others alone, and what is
+// known is told.
+func TestSilentResolverTakesItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := start(t, Options{Servers: []Server{newPeer(t, func(*writer, *dns.Msg) {}).server(UDP)}})
+		answers := start(t, Options{Servers: []Server{newPeer(t, honest).server(UDP)}})
+		c := NewCache(CacheOptions{Choose: func(name string) *Resolver {
+			if below(name, "silent.example.com") {
+				return silent
+			}
+			return answers
+		}})
+		defer c.Close()
+		known := new(dns.Msg).SetQuestion("known.example.com.", dns.TypeA)
+		exchange(t, c, known)
+		var waiting sync.WaitGroup
+		for i := range maxWaiting {
+			waiting.Go(func() {
+				exchange(t, c, new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.silent.example.com.", i), dns.TypeA))
+			})
+		}
+		synctest.Wait()
+		begin := time.Now()
+		for name, want := range map[string]string{
+			"more.silent.example.com.": ErrBusy.Error(), "known.example.com.": "NOERROR 203.0.113.80(60)", "www.example.com.": "NOERROR 203.0.113.80(60)",
+		} {
+			if _, got := exchange(t, c, new(dns.Msg).SetQuestion(name, dns.TypeA)); got != want {
+				t.Errorf("%s: %s, want %s", name, got, want)
+			}
+		}
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("after %v", took)
+		}
+		waiting.Wait()
+		if _, got := exchange(t, c, new(dns.Msg).SetQuestion("more.silent.example.com.", dns.TypeA)); got == ErrBusy.Error() {
+			t.Errorf("later: %s", got)
+		}
+	})
+}
+
+// TestRecall: what is known is told, and nobody is asked.
+func TestRecall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, other := newPeer(t, honest), newPeer(t, honest)
+		c := cacheOf(t, start(t, Options{Servers: []Server{p.server(UDP)}}))
+		v := c.Of(start(t, Options{Servers: []Server{other.server(UDP)}}))
+		msg := pack(t, "www.example.com.", dns.TypeA)
+		recalls := func(want bool) {
+			t.Helper()
+			for _, recall := range []func(context.Context, []byte) ([]byte, bool){c.Recall, v.Recall} {
+				answer, ok := recall(t.Context(), msg)
+				if ok != want || ok && textOf(t, answer) != honestly {
+					t.Errorf("%x, %v, want %v", answer, ok, want)
+				}
+			}
+		}
+		recalls(false)
+		_, _ = c.Exchange(t.Context(), msg, "udp")
+		_, _ = v.Exchange(t.Context(), msg, "udp")
+		recalls(true)
+		time.Sleep(61 * time.Second)
+		recalls(false)
+		if n := len(p.questions()) + len(other.questions()); n != 2 {
+			t.Errorf("%d questions", n)
+		}
+	})
+}

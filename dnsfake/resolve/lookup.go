@@ -81,9 +81,8 @@ func (c *Cache) lookup(ctx context.Context, network, name string) ([]netip.Addr,
 	c.mu.Lock()
 	for i, t := range types {
 		k := keyOf(name, t)
-		if e := c.usable(k, now); e != nil {
-			c.use(ctx, e, now)
-			outcomes[i] = e.outcome(now)
+		if res, ok := c.kept(ctx, k, now); ok {
+			outcomes[i] = res
 		} else if q, err := c.join(ctx, k, now); err != nil {
 			outcomes[i].err = err
 		} else {

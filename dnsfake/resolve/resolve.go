@@ -79,6 +79,7 @@ type Resolver struct {
 	stop    context.CancelFunc
 	probing sync.WaitGroup
 	warned  limiter
+	waiting atomic.Int64 // questions of a Cache: see maxWaiting
 
 	mu     sync.Mutex // guards what follows
 	system map[netip.AddrPort]*upstream

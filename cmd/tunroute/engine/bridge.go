@@ -29,9 +29,10 @@ var (
 	_ router.Clients   = (*bridge)(nil)
 )
 
-// maxQueries that wait for a resolver at once: each costs a goroutine and what
-// the resolver takes. One more is lost, and asked again by the client.
-const maxQueries = 1024
+// maxQueries that are not answered at once: each costs a goroutine. One more is lost,
+// and asked again by the client. It is twice of those that dnsfake has wait for
+// resolvers, so that these leave room for the others.
+const maxQueries = 2048
 
 const dnsPort = 53
 

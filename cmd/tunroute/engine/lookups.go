@@ -33,6 +33,7 @@ type resolver struct{ now atomic.Pointer[lookups] }
 var (
 	_ outbound.Resolver = (*resolver)(nil)
 	_ dnsfake.Exchanger = (*resolver)(nil)
+	_ dnsfake.Recaller  = (*resolver)(nil)
 )
 
 // LookupNetIP implements outbound.Resolver.
@@ -43,6 +44,11 @@ func (r *resolver) LookupNetIP(ctx context.Context, network, host string) ([]net
 // Exchange implements dnsfake.Exchanger.
 func (r *resolver) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
 	return fromCurrent(r, func(c *resolve.Cache) ([]byte, error) { return c.Exchange(ctx, query, network) })
+}
+
+// Recall implements dnsfake.Recaller.
+func (r *resolver) Recall(ctx context.Context, query []byte) ([]byte, bool) {
+	return r.now.Load().cache.Recall(ctx, query)
 }
 
 // fromCurrent asks, and asks again what a reload has interrupted.

@@ -198,15 +198,29 @@ func (b *builder) newFar(n *names, way outbound.Dialer, index int) (dnsfake.Exch
 	return &far{b.lookups.cache.Of(r), index}, nil
 }
 
+var (
+	_ dnsfake.Exchanger = (*far)(nil)
+	_ dnsfake.Recaller  = (*far)(nil)
+)
+
 // Exchange implements dnsfake.Exchanger.
 func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
-	// Whoever chooses a way or a user by the flow is to choose as for those to
-	// the name.
+	return f.resolver.Exchange(f.flow(ctx, query), query, network)
+}
+
+// Recall implements dnsfake.Recaller.
+func (f *far) Recall(ctx context.Context, query []byte) ([]byte, bool) {
+	return f.resolver.Recall(f.flow(ctx, query), query)
+}
+
+// flow returns a context with the flow that a question is: whoever chooses a way or a
+// user by the flow is to choose as for those to the name.
+func (f *far) flow(ctx context.Context, query []byte) context.Context {
 	asked := &outbound.Flow{Flow: flow.Flow{Network: flow.TCP}, Rule: f.rule}
 	if t, err := flow.NewTarget(rule.Host(dnsfake.QuestionName(query)), dnsPort); err == nil {
 		asked.Target = t
 	}
-	return f.resolver.Exchange(outbound.WithFlow(ctx, asked), query, network)
+	return outbound.WithFlow(ctx, asked)
 }
 
 // verdicts returns what the rules can make of flows to a name.
