@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -28,9 +30,9 @@ const (
 	// one is not read before one of them is answered.
 	tcpPipeline = 32
 
-	// TCP connections of one listener; the next one is not accepted before
-	// one of them ends.
-	tcpConns = 256
+	// Room for what clients ask by TCP that is kept for the next question, and
+	// taken before anything of a message has come.
+	tcpRoom = 4096
 
 	// How long to leave a listener alone that is out of descriptors.
 	acceptPause = 100 * time.Millisecond
@@ -66,6 +68,9 @@ func (s *Server) ServeTCP(ctx context.Context, conn net.Conn) {
 			if w.write(answer) != nil {
 				return
 			}
+			if cap(buf) > tcpRoom {
+				buf = nil
+			}
 			continue
 		}
 		slots <- struct{}{} // Answer ends, so one becomes free
@@ -80,19 +85,24 @@ func (s *Server) ServeTCP(ctx context.Context, conn net.Conn) {
 	}
 }
 
-// readMessage reads one message into buf, which it may replace.
+// readMessage reads one message into buf, which it may replace. What it takes grows
+// with what comes, not with what is said to come.
 func readMessage(r *bufio.Reader, buf []byte) ([]byte, error) {
 	var prefix [2]byte
 	if _, err := io.ReadFull(r, prefix[:]); err != nil {
 		return nil, err
 	}
 	n := int(binary.BigEndian.Uint16(prefix[:]))
-	if cap(buf) < n {
-		buf = make([]byte, n)
+	buf = buf[:0]
+	for len(buf) < n {
+		have := len(buf)
+		buf = slices.Grow(buf, min(n-have, max(have, tcpRoom)))
+		buf = buf[:min(n, cap(buf))]
+		if _, err := io.ReadFull(r, buf[have:]); err != nil {
+			return nil, err
+		}
 	}
-	buf = buf[:n]
-	_, err := io.ReadFull(r, buf)
-	return buf, err
+	return buf, nil
 }
 
 // tcpWriter writes whole messages to a connection.
@@ -192,31 +202,39 @@ func send(conn net.PacketConn, answer []byte, to net.Addr) {
 func (s *Server) serveListener(ctx context.Context, l net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	slots := make(chan struct{}, tcpConns)
-	for {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	for ctx.Err() == nil {
 		conn, err := l.Accept()
 		if err != nil {
 			if !passes(err) {
 				return fmt.Errorf("accept dns connections at %v: %w", l.Addr(), err)
 			}
 			s.log.Warn("dns", "err", err)
-			<-slots
 			select {
 			case <-time.After(acceptPause):
 			case <-ctx.Done():
 			}
 			continue
 		}
+		leave, ok := s.AdmitTCP(clientOf(conn))
+		if !ok {
+			conn.Close()
+			continue
+		}
 		conns.Go(func() {
-			defer func() { <-slots }()
+			defer leave()
 			s.ServeTCP(ctx, conn)
 		})
 	}
+	return ctx.Err()
+}
+
+// clientOf returns the address of the client of a connection; the zero Addr where it
+// is none of IP.
+func clientOf(conn net.Conn) netip.Addr {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr()
+	}
+	return netip.Addr{}
 }
 
 // passes reports whether an error of Accept is about one connection or a

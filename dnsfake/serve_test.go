@@ -1,15 +1,20 @@
 package dnsfake
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -312,4 +317,113 @@ func TestServeOutlivesShortages(t *testing.T) {
 			t.Errorf("Serve ended after %v with %v, closed %v", took, err, l.closed)
 		}
 	})
+}
+
+// A client has its share of the connections, and leaves the others theirs.
+func TestServeTCPConnectionsAreShared(t *testing.T) {
+	s := newServer(t, Options{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Serve(ctx, nil, []net.Listener{l}) }()
+	dial := func(from string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		conn, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	answers := func(conn net.Conn) bool {
+		t.Helper()
+		_, err := conn.Write(frame(question(t, "www.test.", dns.TypeA)))
+		if err == nil {
+			_, err = io.ReadFull(conn, make([]byte, 2))
+		}
+		return err == nil
+	}
+	idle := make([]net.Conn, tcpConnsPerSource)
+	for i := range idle {
+		if idle[i] = dial("127.0.0.2"); !answers(idle[i]) {
+			t.Fatalf("connection %d is closed", i)
+		}
+	}
+	if answers(dial("127.0.0.2")) {
+		t.Error("one more of the same client is answered")
+	}
+	if !answers(dial("127.0.0.3")) {
+		t.Error("one of another client is not answered")
+	}
+	idle[0].Close()
+	for !answers(dial("127.0.0.2")) { // when its end is noticed
+		if t.Context().Err() != nil {
+			t.Fatal("none is admitted in the place of one that has ended")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAdmitTCP(t *testing.T) {
+	s := newServer(t, Options{})
+	var leave []func()
+	client := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
+	for i := range tcpConns {
+		l, ok := s.AdmitTCP(client(i / tcpConnsPerSource))
+		if !ok {
+			t.Fatalf("connection %d is refused", i)
+		}
+		leave = append(leave, l)
+	}
+	if _, ok := s.AdmitTCP(client(tcpConns)); ok {
+		t.Error("more than there may be of all")
+	}
+	leave[0]()
+	if _, ok := s.AdmitTCP(client(1)); ok {
+		t.Error("more than there may be of one client")
+	}
+	if l, ok := s.AdmitTCP(netip.AddrFrom16(client(0).As16())); !ok {
+		t.Error("none in the place of one that has ended")
+	} else {
+		leave[0] = l
+	}
+	for _, l := range leave {
+		l()
+	}
+	if s.conns.all != 0 || len(s.conns.of) != 0 {
+		t.Errorf("when all have ended: %d, %v", s.conns.all, s.conns.of)
+	}
+}
+
+// Whoever announces a long message has no memory for it before it comes.
+func TestReadMessageTakesWhatComes(t *testing.T) {
+	for _, n := range []int{0, 1, 512, tcpRoom, tcpRoom + 1, 20000, 65535} {
+		want := bytes.Repeat([]byte{1, 2, 3}, n)[:n]
+		got, err := readMessage(bufio.NewReader(iotest.HalfReader(bytes.NewReader(frame(want)))), make([]byte, 100))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d octets: %d, %v", n, len(got), err)
+		}
+	}
+	short := append([]byte{0xff, 0xff}, make([]byte, 100)...)
+	r := bufio.NewReaderSize(nil, 512)
+	const runs = 100
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range runs {
+		r.Reset(bytes.NewReader(short))
+		if _, err := readMessage(r, nil); err == nil {
+			t.Fatal("read more than there is")
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := (after.TotalAlloc - before.TotalAlloc) / runs; n > 4*tcpRoom {
+		t.Errorf("%d octets are taken for 100", n)
+	}
 }

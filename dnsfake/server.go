@@ -142,7 +142,11 @@ type Server struct {
 
 	saving atomic.Int64 // questions that wait for their lease to be written
 
-	warned atomic.Int64 // the pool's time of the last warning of its exhaustion
+	conns conns
+
+	// The pool's time of the last warning, of its exhaustion and of too many
+	// connections.
+	warned, crowded atomic.Int64
 
 	leased, owned, refused, forwarded, failed atomic.Uint64 // see Stats
 }
@@ -184,6 +188,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.queries.New = func() any { return new(query) }
 	s.warned.Store(-int64(warnEvery))
+	s.crowded.Store(-int64(warnEvery))
 	return s, nil
 }
 
@@ -428,14 +433,25 @@ func (s *Server) debug(q *query, answer string) {
 	}
 }
 
-// warnEvery is the least time between two warnings about a full range, which
-// would come with every question else.
+// warnEvery is the least time between two warnings of a kind, which would come with
+// every question else.
 const warnEvery = time.Minute
 
+// mayWarn reports whether it is time for another warning of a kind.
+func (s *Server) mayWarn(warned *atomic.Int64) bool {
+	now, last := s.pool.stamp(), warned.Load()
+	return now-last >= int64(warnEvery) && warned.CompareAndSwap(last, now)
+}
+
 func (s *Server) warnExhausted(err error) {
-	now, last := s.pool.stamp(), s.warned.Load()
-	if now-last >= int64(warnEvery) && s.warned.CompareAndSwap(last, now) {
+	if s.mayWarn(&s.warned) {
 		stats := s.pool.Stats()
 		s.log.Warn("dns", "err", err, "leases", stats.Leases, "pins", stats.Pins)
+	}
+}
+
+func (s *Server) warnCrowd(client netip.Addr) {
+	if s.mayWarn(&s.crowded) {
+		s.log.Warn("dns", "src", client, "err", "too many TCP connections of this client, or of all")
 	}
 }

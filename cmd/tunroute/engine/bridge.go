@@ -57,6 +57,12 @@ func (b *bridge) isReserved(a netip.Addr) bool {
 func (b *bridge) ServeTCP(ctx context.Context, r *stack.TCPRequest) {
 	switch dst := r.Destination(); {
 	case b.isDNS(dst):
+		leave, ok := b.engine.dns.AdmitTCP(r.Source().Addr())
+		if !ok {
+			r.Refuse(syscall.ECONNREFUSED)
+			return
+		}
+		defer leave()
 		if conn, err := r.Accept(); err == nil {
 			b.engine.dns.ServeTCP(ctx, conn)
 		}

@@ -138,6 +138,29 @@ dns: {resolvers: ["%s"]}
 	}
 }
 
+// TestQuestionsByTCPAreBounded: a client that opens one connection after the other is
+// refused, and another is not.
+func TestQuestionsByTCPAreBounded(t *testing.T) {
+	l := enginetest.Start(t, "rules: [{via: reject}]\n")
+	const most = 128
+	from := func(port int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.MustParseAddr("10.0.0.77"), uint16(port))
+	}
+	for i := range most {
+		c, err := l.Host.DialTCP(enginetest.Within(t), from(10000+i), enginetest.AnyServer)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		defer c.Close()
+	}
+	if _, err := l.Host.DialTCP(enginetest.Within(t), from(20000), enginetest.AnyServer); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("one more: %v, want ECONNREFUSED", err)
+	}
+	if _, err := l.Resolver("tcp", enginetest.AnyServer).LookupNetIP(enginetest.Within(t), "ip4", "www.test."); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+}
+
 // TestListeners: dns.listen answers on sockets of this machine too.
 func TestListeners(t *testing.T) {
 	at := outboundtest.ClosedPort(t, enginetest.Loopback)
