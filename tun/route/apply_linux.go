@@ -16,7 +16,8 @@ import (
 )
 
 // ReadHost reads what a plan must know of this host. device is the TUN, whose
-// own addresses do not count.
+// own addresses do not count, nor do those of another run's: what the host opens
+// by way of that TUN has them, and is no answer to anybody outside.
 func ReadHost(device string) (Host, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -28,10 +29,19 @@ func ReadHost(device string) (Host, error) {
 	if err != nil {
 		return Host{}, fmt.Errorf("list interfaces: %w", err)
 	}
-	own := -1
+	tuns := make(map[int]bool) // by index: device, and those of others like us
 	for _, l := range links {
 		if l.Attrs().Name == device {
-			own = l.Attrs().Index
+			tuns[l.Attrs().Index] = true
+		}
+	}
+	for _, family := range families() {
+		routes, err := ourRoutes(h, family)
+		if err != nil {
+			return Host{}, err
+		}
+		for _, r := range routes {
+			tuns[r.LinkIndex] = true
 		}
 	}
 	addrs, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_UNSPEC) })
@@ -43,7 +53,7 @@ func ReadHost(device string) (Host, error) {
 		ip = ip.Unmap()
 		// What is for this link or this host only has no use for a default
 		// route.
-		if !ok || a.LinkIndex == own || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
+		if !ok || tuns[a.LinkIndex] || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
 			continue
 		}
 		host.Addresses = append(host.Addresses, ip)
@@ -217,8 +227,8 @@ func explain(err error) error {
 // tables and priorities of o. It may be called again, and when there is nothing
 // to do.
 //
-// If another process is using them right now, with a TUN of another name than
-// o.Device, it removes nothing and returns [ErrConflict].
+// If another process is using one of them right now, with a TUN of another name
+// than o.Device, it removes nothing and returns [ErrConflict].
 func Clean(o Options) error {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -233,29 +243,33 @@ func Clean(o Options) error {
 	var routes []netlink.Route
 	var rules []netlink.Rule
 	for _, family := range families() {
-		rs, err := ourRoutes(h, family, o)
+		all, err := ourRoutes(h, family)
 		if err != nil {
 			return err
 		}
-		routes = append(routes, rs...)
 		us, err := ruleList(h, family)
 		if err != nil {
 			return err
 		}
+		used := make(map[int]bool) // the tables that rules look up which would be removed
 		for _, u := range us {
-			if u.Protocol == Protocol && o.Priority <= u.Priority && u.Priority < o.Priority+priorities {
+			if first := o.priority(); u.Protocol == Protocol && first <= u.Priority && u.Priority < first+priorities {
 				rules = append(rules, u)
+				used[u.Table] = true
 			}
 		}
-	}
-	// A route into a device that is there means that its process is, too.
-	for _, r := range routes {
-		if r.Type != unix.RTN_UNICAST {
-			continue
-		}
-		link, err := h.LinkByIndex(r.LinkIndex)
-		if err == nil && link.Attrs().Name != o.Device {
-			return fmt.Errorf("%w: table %d is in use by another tunroute with the interface %s: give this one its own table and priority", ErrConflict, r.Table, link.Attrs().Name)
+		for _, r := range all {
+			own := o.Table <= r.Table && r.Table < o.Table+tables
+			// A route into a device that is there means that its process is, too.
+			if (own || used[r.Table]) && r.Type == unix.RTN_UNICAST {
+				link, err := h.LinkByIndex(r.LinkIndex)
+				if err == nil && link.Attrs().Name != o.Device {
+					return fmt.Errorf("%w: table %d is in use by another tunroute with the interface %s: give this one a table that is %d away or more", ErrConflict, r.Table, link.Attrs().Name, tables)
+				}
+			}
+			if own {
+				routes = append(routes, r)
+			}
 		}
 	}
 
@@ -273,15 +287,13 @@ func Clean(o Options) error {
 	return explain(errors.Join(errs...))
 }
 
-// ourRoutes returns the routes in the tables of o that carry our protocol.
-func ourRoutes(h *netlink.Handle, family int, o Options) ([]netlink.Route, error) {
+// ourRoutes returns the routes in all tables but main that carry our protocol.
+func ourRoutes(h *netlink.Handle, family int) ([]netlink.Route, error) {
 	all, err := routeList(h, family)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(r netlink.Route) bool {
-		return r.Protocol != Protocol || r.Table < o.Table || r.Table >= o.Table+tables
-	}), nil
+	return slices.DeleteFunc(all, func(r netlink.Route) bool { return r.Protocol != Protocol || r.Table == tableMain }), nil
 }
 
 // address, netlink and netlink are the parts of a plan in the words of netlink.

@@ -10,8 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -33,8 +36,8 @@ import (
 // go.
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "apply-and-wait" {
-		applyAndWait()
+	if len(os.Args) == 4 && os.Args[1] == "apply-and-wait" {
+		applyAndWait(os.Args[2], os.Args[3])
 		return
 	}
 	nstest.Enter()
@@ -42,13 +45,43 @@ func TestMain(m *testing.M) {
 }
 
 // applyAndWait is a run that will be killed.
-func applyAndWait() {
-	_, err := tun.Open(tun.Config{Name: "tun0"})
+func applyAndWait(device, table string) {
+	o := options()
+	if device == "tun1" {
+		o = second()
+	}
+	o.Table, _ = strconv.Atoi(table)
+	_, err := tun.Open(tun.Config{Name: device})
 	if err == nil {
-		_, err = applyNew(options())
+		err = Clean(o)
+	}
+	if err == nil {
+		_, err = applyNew(o)
 	}
 	fmt.Println("applied:", err)
 	<-make(chan struct{}) // until SIGKILL
+}
+
+// start starts a run and returns how to kill it.
+func start(t *testing.T, device string, table int) (kill func()) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "apply-and-wait", device, strconv.Itoa(table))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill = sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	t.Cleanup(kill)
+	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "applied: <nil>\n" {
+		t.Fatalf("the run with %s says %q", device, line)
+	}
+	return kill
 }
 
 func applyNew(o Options) (*Applied, error) {
@@ -65,6 +98,15 @@ func applyNew(o Options) (*Applied, error) {
 
 func options() Options {
 	return Options{Device: "tun0", Addresses: prefixes("198.18.0.1/32 fd00:74::1/128")}
+}
+
+// second are those of another run on the same host: it has a part of what main
+// has no route for, and a mark of its own.
+func second() Options {
+	return Options{
+		Device: "tun1", Addresses: prefixes("198.19.0.1/32 fd00:75::1/128"), Table: 2000,
+		Routes: prefixes("198.51.100.0/24 2001:db8:ffff::/48"), Mark: 0x75000000, MarkMask: 0xff000000,
+	}
 }
 
 // host makes the topology but for tun0.
@@ -91,6 +133,20 @@ func host(t *testing.T) {
 		"route add 2001:db8:100::/40 via 2001:db8:2::254",
 	} {
 		nstest.IP(t, line)
+	}
+	// The kernel tells of a carrier, and gives IPv6 its local routes, in a work
+	// queue: until then a snapshot is one of a host that changes.
+	settled := func() bool {
+		local := nstest.IP(t, "-6 route show table local")
+		for _, dev := range []string{"local 2001:db8::2 dev up0", "local 2001:db8:2::1 dev lan0", "ff00::/8 dev up1", "ff00::/8 dev lan1"} {
+			if !strings.Contains(local, dev) {
+				return false
+			}
+		}
+		return !strings.Contains(nstest.IP(t, "link"), "NO-CARRIER")
+	}
+	for !settled() && t.Context().Err() == nil {
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -323,18 +379,7 @@ func TestKilledRunFailsClosedAndIsCleaned(t *testing.T) {
 	host(t)
 	before := snapshot(t)
 	for range 2 {
-		cmd := exec.Command("/proc/self/exe", "apply-and-wait")
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line, _ := bufio.NewReader(out).ReadString('\n')
-		if line != "applied: <nil>\n" {
-			t.Fatalf("the run says %q", line)
-		}
+		kill := start(t, "tun0", DefaultTable)
 		checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0"})
 
 		// While it lives, another with its own TUN must not take its rules away.
@@ -345,8 +390,7 @@ func TestKilledRunFailsClosedAndIsCleaned(t *testing.T) {
 		}
 		checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0"})
 
-		cmd.Process.Kill()
-		cmd.Wait()
+		kill()
 		if _, err := net.InterfaceByName("tun0"); err == nil {
 			t.Fatal("tun0 is still there")
 		}
@@ -366,7 +410,7 @@ func TestKilledRunFailsClosedAndIsCleaned(t *testing.T) {
 			}
 		}
 		a := mustApply(t, options())
-		if n := strings.Count(nstest.IP(t, "rule"), "lookup 7400"); n != 1 {
+		if n := strings.Count(nstest.IP(t, "rule"), "lookup 1080"); n != 1 {
 			t.Errorf("%d rules look up our table, want 1", n)
 		}
 		checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0"})
@@ -375,6 +419,88 @@ func TestKilledRunFailsClosedAndIsCleaned(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
 		t.Errorf("after two killed runs (-before +after):\n%s", diff)
+	}
+}
+
+// Two runs with tables of their own: neither start takes anything from the other,
+// nor does an end, and what is left of a killed one goes with its next start only.
+func TestTwoRunsSideBySide(t *testing.T) {
+	host(t)
+	before := snapshot(t)
+	lines := func(mark string) int {
+		n := 0
+		for _, family := range []string{"-4", "-6"} {
+			n += strings.Count(nstest.IP(t, family+" rule"), mark)
+		}
+		return n
+	}
+	const first, other = "fwmark 0x74000000", "fwmark 0x75000000"
+	both := map[string]string{
+		"203.0.113.9": "tun0", "2001:db8:eeee::9": "tun0",
+		"198.51.100.9": "tun1", "2001:db8:ffff::9": "tun1", "10.1.2.9": "lan0",
+	}
+	killOther := start(t, "tun1", 2000)
+	killFirst := start(t, "tun0", DefaultTable-tables) // its rules come after the other's
+	checkVia(t, 0, both)
+	killFirst()
+	checkVia(t, 0, map[string]string{"203.0.113.9": "unreachable", "198.51.100.9": "tun1"})
+	killFirst = start(t, "tun0", DefaultTable-tables)
+	checkVia(t, 0, both)
+	killFirst()
+	if err := Clean(Options{Device: "tun0", Table: DefaultTable - tables}); err != nil {
+		t.Fatal(err)
+	}
+	if n, m := lines(first), lines(other); n != 0 || m != 4 {
+		t.Errorf("%d rules of the first run and %d of the other after Clean, want 0 and 4", n, m)
+	}
+
+	// What has the address of the other's TUN, by the other's route, goes there
+	// even if the rules of the first come before.
+	device(t, "tun0")
+	a := mustApply(t, options())
+	checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "10.1.2.9": "lan0"})
+	for _, line := range []string{"route get 203.0.113.9 from 198.19.0.1", "route get 2001:db8:eeee::9 from fd00:75::1 ipproto tcp sport 22"} {
+		if out := nstest.IP(t, line); !strings.Contains(out, "dev tun0") {
+			t.Errorf("ip %s: %s, want it in tun0", line, out)
+		}
+	}
+	killOther()
+	killOther = start(t, "tun1", 2000)
+	if n, m := lines(first), lines(other); n != 4 || m != 4 {
+		t.Errorf("%d rules of the first run and %d of the other after a restart of the other, want 4 and 4", n, m)
+	}
+	undo(t, a)
+	checkVia(t, 0, map[string]string{"203.0.113.9": "up0", "198.51.100.9": "tun1"})
+	killOther()
+	checkVia(t, 0, map[string]string{"203.0.113.9": "up0", "198.51.100.9": "unreachable"})
+	if err := Clean(second()); err != nil {
+		t.Fatal(err)
+	}
+	nstest.IP(t, "link del tun0")
+	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+		t.Errorf("after both (-before +after):\n%s", diff)
+	}
+}
+
+// Two runs whose tables differ and whose priorities meet all the same: the second
+// leaves the first alone, and says who it is.
+func TestRunsWithPrioritiesInCommon(t *testing.T) {
+	host(t)
+	kill := start(t, "tun0", DefaultTable)
+	for _, table := range []int{DefaultTable + 1, DefaultTable + tables - 1, DefaultTable + blocks*tables} {
+		o := second()
+		o.Table = table
+		before := snapshot(t)
+		if err := Clean(o); !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "tun0") {
+			t.Errorf("table %d: Clean beside a living run = %v, want a conflict with tun0", table, err)
+		}
+		if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+			t.Errorf("table %d: after Clean (-before +after):\n%s", table, diff)
+		}
+	}
+	kill()
+	if err := Clean(options()); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -397,7 +523,7 @@ func TestCleanTouchesNothingElse(t *testing.T) {
 	for _, line := range []string{
 		"rule add priority 7500 from 192.0.2.77 lookup main",
 		"rule add priority 100 from 192.0.2.78 lookup main protocol 116", // another block of numbers
-		"route add 203.0.113.0/24 dev up0 table 7400",
+		"route add 203.0.113.0/24 dev up0 table 1080",
 		"route add 203.0.113.0/24 dev up0 table 9000 protocol 116",
 		"-6 rule add priority 7400 from 2001:db8::77 lookup main",
 	} {
@@ -420,8 +546,8 @@ func TestConflictsAreFoundBeforeAnythingIsDone(t *testing.T) {
 	}{
 		{"rule add priority 7403 from 10.5.0.0/16 lookup main", "7403: from 10.5.0.0/16"},
 		{"-6 rule add priority 7400 from 2001:db8:5::/48 lookup main", "7400: from 2001:db8:5::/48"},
-		{"rule add priority 3000 from 10.5.0.0/16 lookup 7400", "lookup 7400"},
-		{"route add 10.5.0.0/16 dev up0 table 7400", "table 7400 has a route for 10.5.0.0/16"},
+		{"rule add priority 3000 from 10.5.0.0/16 lookup 1080", "lookup 1080"},
+		{"route add 10.5.0.0/16 dev up0 table 1080", "table 1080 has a route for 10.5.0.0/16"},
 		{"rule add priority 3000 fwmark 0x74000000/0xf4000000 lookup 99", "fwmark 0x74000000/0xf4000000"},
 		{"rule add priority 9000 fwmark 0x74000001 lookup 99", "fwmark 0x74000001"},
 
@@ -431,7 +557,7 @@ func TestConflictsAreFoundBeforeAnythingIsDone(t *testing.T) {
 		{"rule add priority 1001 fwmark 0x100/0x3f00 lookup 99", ""},                    // mwan3
 		{"rule add priority 32764 not from all fwmark 0xca6c lookup 51820", ""},         // wg-quick
 		{"rule add priority 9000 from 10.5.0.0/16 lookup main protocol 116", ""},        // ours, another block
-		{"route add 10.5.0.0/16 dev up0 table 7401", ""},                                // no route has length 1
+		{"route add 10.5.0.0/16 dev up0 table 1081", ""},                                // no route has length 1
 		{"route add unreachable 10.5.0.0/16 table 9000", ""},                            // nor is this a table of ours
 		{"rule add priority 3000 fwmark 0x75000000/0xff000000 lookup 99", ""},           // another value in our bits
 		{"rule add priority 9000 fwmark 0x10000000/0x10000000 lookup 99", ""},           // comes after ours, a part of our bits

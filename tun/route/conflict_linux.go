@@ -28,7 +28,7 @@ func conflicts(h *netlink.Handle, p Plan) error {
 					errs = append(errs, fmt.Errorf("%w: rule %s", ErrLeftover, describe(r)))
 				}
 			case used.priorities[r.Priority]:
-				conflict("rule %s has a priority that is ours: choose another `priority`", describe(r))
+				conflict("rule %s has a priority that is ours: choose another `table`, the priorities go with it", describe(r))
 			case used.tables[r.Table]:
 				conflict("rule %s looks up a table that is ours: choose another `table`", describe(r))
 			case markClash(r, used):

@@ -10,8 +10,8 @@
 //
 // The kernel asks the policy rules in the order of their priority; the first
 // rule whose table has a route decides (ip-rule(8)). The plan puts these before
-// the rule "32766: lookup main" that every host has; P is [Options.Priority], T
-// is [Options.Table]:
+// the rule "32766: lookup main" that every host has; T is [Options.Table],
+// and P goes with it:
 //
 //	P    from all fwmark M/K lookup main              our own sockets: no loop
 //	P    from all fwmark M/K unreachable

@@ -19,8 +19,7 @@ const Protocol = 116
 // and leaves the rest to others: Kubernetes uses 0xc000, Tailscale 0xff0000, and
 // mwan3 0x3f00.
 const (
-	DefaultTable    = 7400
-	DefaultPriority = 7400
+	DefaultTable    = 1080
 	DefaultMark     = 0x74000000
 	DefaultMarkMask = 0xff000000
 )
@@ -29,10 +28,13 @@ const (
 	// tables is how many tables a plan may use from Options.Table on: one for
 	// each length that a prefix can have.
 	tables = 129
-	// priorities is how many priorities a plan may use from Options.Priority
-	// on: two for own packets and answers, one for DNS, and two for each
-	// length.
+	// priorities is how many priorities a plan may use: two for own packets
+	// and answers, one for DNS, and two for each length.
 	priorities = 3 + 2*tables
+	// firstPriority is where those of DefaultTable begin, and blocks how many
+	// plans have room from there to the rule that looks up main.
+	firstPriority = 7400
+	blocks        = (priorityMain - firstPriority) / priorities
 
 	dnsPort = 53
 
@@ -61,10 +63,11 @@ type Options struct {
 	// and an exclusion the longer prefix wins.
 	Exclude []netip.Prefix
 
-	// Table is the first of 129 routing tables, Priority the first of 261
-	// priorities of policy rules that are ours. 0 means [DefaultTable] and
-	// [DefaultPriority].
-	Table, Priority int
+	// Table is the first of 129 routing tables that are ours. 0 means
+	// [DefaultTable]. The 261 priorities of our policy rules go with it: plans
+	// whose tables do not meet do not meet in priorities either, but for one
+	// in 97.
+	Table int
 
 	// Mark and MarkMask tell packets of our own sockets. Both 0 mean
 	// [DefaultMark] and [DefaultMarkMask].
@@ -87,8 +90,8 @@ type Options struct {
 
 // Host is what a plan must know of the host.
 type Host struct {
-	// Addresses that other interfaces than the TUN have, except those of the
-	// loopback and of one link only.
+	// Addresses that other interfaces than TUNs like ours have, except those of
+	// the loopback and of one link only.
 	Addresses []netip.Addr
 	// IPv6 says whether the host has IPv6 at all. If not, what a plan has to
 	// say about it is left out.
@@ -202,7 +205,7 @@ func (p *Plan) family(o Options, h Host, v6 bool) {
 		r.Priority, r.IPv6 = priority, v6
 		p.Rules = append(p.Rules, r)
 	}
-	next := o.Priority
+	next := o.priority()
 	// Of one priority, the kernel asks the rules in the order in which they
 	// were added.
 	rule(next, Rule{Mark: o.Mark, Mask: o.MarkMask, Table: tableMain, Suppress: noSuppression})
@@ -287,9 +290,6 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Table == 0 {
 		o.Table = DefaultTable
 	}
-	if o.Priority == 0 {
-		o.Priority = DefaultPriority
-	}
 	if o.Mark == 0 && o.MarkMask == 0 {
 		o.Mark, o.MarkMask = DefaultMark, DefaultMarkMask
 	}
@@ -297,8 +297,6 @@ func (o Options) withDefaults() (Options, error) {
 	// 253 to 255 are default, main and local.
 	case o.Table < 1 || o.Table > math.MaxInt32-tables || o.Table <= 255 && o.Table+tables > 253:
 		return o, fmt.Errorf("table %d: the %d tables from it on must not meet 253 to 255 and must fit into 31 bits", o.Table, tables)
-	case o.Priority < 1 || o.Priority+priorities > priorityMain:
-		return o, fmt.Errorf("priority %d: must be 1 to %d", o.Priority, priorityMain-priorities)
 	case o.Mark == 0 || o.Mark&^o.MarkMask != 0:
 		return o, fmt.Errorf("mark %#x/%#x: must not be 0 and must lie within its mask", o.Mark, o.MarkMask)
 	}
@@ -325,6 +323,13 @@ func (o Options) withDefaults() (Options, error) {
 		seen[a.Addr()] = true
 	}
 	return o, nil
+}
+
+// priority returns the first of our priorities. Tables that are [tables] apart
+// have the next ones, round the circle of all that there is room for.
+func (o Options) priority() int {
+	const around = blocks * tables
+	return firstPriority + int((int64(o.Table)+around-DefaultTable)%around/tables)*priorities
 }
 
 func tidy(what string, prefixes []netip.Prefix) ([]netip.Prefix, error) {

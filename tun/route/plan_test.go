@@ -2,6 +2,7 @@ package route
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -43,17 +44,17 @@ func TestPlanAsCommands(t *testing.T) {
 ip addr add 198.18.0.1/32 dev tun0 noprefixroute
 ip addr add fd00::1/128 dev tun0 noprefixroute nodad
 ip link set tun0 up
-ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
-ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
-ip route add ::/0 dev tun0 table 7400 protocol 116
-ip route add unreachable ::/0 table 7400 metric 1073741824 protocol 116
+ip route add 0.0.0.0/0 dev tun0 table 1080 protocol 116
+ip route add unreachable 0.0.0.0/0 table 1080 metric 1073741824 protocol 116
+ip route add ::/0 dev tun0 table 1080 protocol 116
+ip route add unreachable ::/0 table 1080 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
 ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7401 from 192.0.2.2/32 lookup main protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
-ip rule add priority 7403 lookup 7400 protocol 116
+ip rule add priority 7403 lookup 1080 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
@@ -61,78 +62,78 @@ ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
 ip -6 rule add priority 7401 from 2001:db8::2/128 ipproto tcp sport 1-32767 lookup main protocol 116
 ip -6 rule add priority 7401 from 2001:db8::2/128 ipproto udp sport 1-32767 lookup main protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
-ip -6 rule add priority 7403 lookup 7400 protocol 116
+ip -6 rule add priority 7403 lookup 1080 protocol 116
 `}, {
 		name: "queries are captured, by the table of the default route",
 		o:    Options{Device: "tun0", Routes: prefixes("0.0.0.0/0 fd00::/64"), CaptureDNS: true},
 		h:    Host{Addresses: addrs("192.0.2.2"), IPv6: true},
 		want: `
 ip link set tun0 up
-ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
-ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
-ip route add fd00::/64 dev tun0 table 7464 protocol 116
-ip route add unreachable fd00::/64 table 7464 metric 1073741824 protocol 116
+ip route add 0.0.0.0/0 dev tun0 table 1080 protocol 116
+ip route add unreachable 0.0.0.0/0 table 1080 metric 1073741824 protocol 116
+ip route add fd00::/64 dev tun0 table 1144 protocol 116
+ip route add unreachable fd00::/64 table 1144 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
 ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7401 from 192.0.2.2/32 lookup main protocol 116
-ip rule add priority 7402 ipproto tcp dport 53 lookup 7400 protocol 116
-ip rule add priority 7402 ipproto udp dport 53 lookup 7400 protocol 116
+ip rule add priority 7402 ipproto tcp dport 53 lookup 1080 protocol 116
+ip rule add priority 7402 ipproto udp dport 53 lookup 1080 protocol 116
 ip rule add priority 7403 lookup main suppress_prefixlength 0 protocol 116
-ip rule add priority 7404 lookup 7400 protocol 116
+ip rule add priority 7404 lookup 1080 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
 ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 64 protocol 116
-ip -6 rule add priority 7403 lookup 7464 protocol 116
+ip -6 rule add priority 7403 lookup 1144 protocol 116
 `}, {
 		name: "own numbers, explicit network, exclusion, no IPv6",
 		o: Options{
 			Device: "t", Routes: prefixes("0.0.0.0/0 10.1.2.3/16 ::/0"), Exclude: prefixes("10.1.9.0/24 203.0.113.0/24"),
-			Table: 1000, Priority: 500, Mark: 0x10, MarkMask: 0xf0,
+			Table: 2000, Mark: 0x10, MarkMask: 0xf0,
 		},
 		h: Host{Addresses: addrs("192.0.2.2")},
 		want: `
 ip link set t up
-ip route add 0.0.0.0/0 dev t table 1000 protocol 116
-ip route add unreachable 0.0.0.0/0 table 1000 metric 1073741824 protocol 116
-ip route add throw 10.1.9.0/24 table 1000 protocol 116
-ip route add throw 203.0.113.0/24 table 1000 protocol 116
-ip route add 10.1.0.0/16 dev t table 1016 protocol 116
-ip route add unreachable 10.1.0.0/16 table 1016 metric 1073741824 protocol 116
-ip route add throw 10.1.9.0/24 table 1016 protocol 116
-ip rule add priority 500 fwmark 0x10/0xf0 lookup main protocol 116
-ip rule add priority 500 fwmark 0x10/0xf0 unreachable protocol 116
-ip rule add priority 501 iif t lookup main protocol 116
-ip rule add priority 501 iif t unreachable protocol 116
-ip rule add priority 501 from 192.0.2.2/32 lookup main protocol 116
-ip rule add priority 502 lookup main suppress_prefixlength 16 protocol 116
-ip rule add priority 503 lookup 1016 protocol 116
-ip rule add priority 504 lookup main suppress_prefixlength 0 protocol 116
-ip rule add priority 505 lookup 1000 protocol 116
+ip route add 0.0.0.0/0 dev t table 2000 protocol 116
+ip route add unreachable 0.0.0.0/0 table 2000 metric 1073741824 protocol 116
+ip route add throw 10.1.9.0/24 table 2000 protocol 116
+ip route add throw 203.0.113.0/24 table 2000 protocol 116
+ip route add 10.1.0.0/16 dev t table 2016 protocol 116
+ip route add unreachable 10.1.0.0/16 table 2016 metric 1073741824 protocol 116
+ip route add throw 10.1.9.0/24 table 2016 protocol 116
+ip rule add priority 9227 fwmark 0x10/0xf0 lookup main protocol 116
+ip rule add priority 9227 fwmark 0x10/0xf0 unreachable protocol 116
+ip rule add priority 9228 iif t lookup main protocol 116
+ip rule add priority 9228 iif t unreachable protocol 116
+ip rule add priority 9228 from 192.0.2.2/32 lookup main protocol 116
+ip rule add priority 9229 lookup main suppress_prefixlength 16 protocol 116
+ip rule add priority 9230 lookup 2016 protocol 116
+ip rule add priority 9231 lookup main suppress_prefixlength 0 protocol 116
+ip rule add priority 9232 lookup 2000 protocol 116
 `}, {
 		name: "strict, IPv4 only: IPv6 is closed",
 		o:    Options{Device: "tun0", Routes: prefixes("0.0.0.0/0"), Strict: true},
 		h:    dual,
 		want: `
 ip link set tun0 up
-ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
-ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
-ip route add unreachable ::/0 table 7400 metric 1073741824 protocol 116
+ip route add 0.0.0.0/0 dev tun0 table 1080 protocol 116
+ip route add unreachable 0.0.0.0/0 table 1080 metric 1073741824 protocol 116
+ip route add unreachable ::/0 table 1080 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
 ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
-ip rule add priority 7403 lookup 7400 protocol 116
+ip rule add priority 7403 lookup 1080 protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
 ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
 ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
-ip -6 rule add priority 7403 lookup 7400 protocol 116
+ip -6 rule add priority 7403 lookup 1080 protocol 116
 `}, {
 		name: "IPv4 only: IPv6 passes by, with a warning",
 		o:    Options{Device: "tun0", Routes: prefixes("0.0.0.0/0")},
@@ -140,28 +141,28 @@ ip -6 rule add priority 7403 lookup 7400 protocol 116
 		want: `
 # IPv6 passes the tun by: no route names any of it
 ip link set tun0 up
-ip route add 0.0.0.0/0 dev tun0 table 7400 protocol 116
-ip route add unreachable 0.0.0.0/0 table 7400 metric 1073741824 protocol 116
+ip route add 0.0.0.0/0 dev tun0 table 1080 protocol 116
+ip route add unreachable 0.0.0.0/0 table 1080 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
 ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
-ip rule add priority 7403 lookup 7400 protocol 116
+ip rule add priority 7403 lookup 1080 protocol 116
 `}, {
 		name: "one network only: the rest is no leak",
 		o:    Options{Device: "tun0", Routes: prefixes("198.18.0.0/15"), Strict: true},
 		h:    Host{IPv6: true},
 		want: `
 ip link set tun0 up
-ip route add 198.18.0.0/15 dev tun0 table 7415 protocol 116
-ip route add unreachable 198.18.0.0/15 table 7415 metric 1073741824 protocol 116
+ip route add 198.18.0.0/15 dev tun0 table 1095 protocol 116
+ip route add unreachable 198.18.0.0/15 table 1095 metric 1073741824 protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
 ip rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
 ip rule add priority 7401 iif tun0 lookup main protocol 116
 ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 15 protocol 116
-ip rule add priority 7403 lookup 7415 protocol 116
+ip rule add priority 7403 lookup 1095 protocol 116
 `}} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := New(tt.o, tt.h)
@@ -175,6 +176,23 @@ ip rule add priority 7403 lookup 7415 protocol 116
 	}
 }
 
+// Plans whose tables do not meet have priorities that do not, before those of
+// main.
+func TestPrioritiesGoWithTheTable(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 10000 {
+		a := Options{Table: 1 + rnd.IntN(math.MaxInt32-tables)}
+		p := a.priority()
+		if p < firstPriority || p+priorities > priorityMain {
+			t.Fatalf("table %d: priorities from %d on, want them within %d to %d", a.Table, p, firstPriority, priorityMain)
+		}
+		b := Options{Table: a.Table + tables + rnd.IntN((blocks-2)*tables)}
+		if q := b.priority(); q < p+priorities && p < q+priorities {
+			t.Fatalf("tables %d and %d: priorities from %d and %d on, want none in common", a.Table, b.Table, p, q)
+		}
+	}
+}
+
 func TestBadOptionsAreRefused(t *testing.T) {
 	for _, tt := range []struct {
 		o    Options
@@ -184,8 +202,6 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		{Options{Device: "t", Table: 254}, "table 254"},
 		{Options{Device: "t", Table: 200}, "table 200"},
 		{Options{Device: "t", Table: -1}, "table -1"},
-		{Options{Device: "t", Priority: 32760}, "priority 32760"},
-		{Options{Device: "t", Priority: -5}, "priority -5"},
 		{Options{Device: "t", Mark: 0x100, MarkMask: 0xff}, "mark 0x100/0xff"},
 		{Options{Device: "t", MarkMask: 0xff}, "mark 0x0/0xff"},
 		{Options{Device: "t", Routes: []netip.Prefix{{}}}, "route"},

@@ -416,7 +416,9 @@ type TUN struct {
 	Routes []netip.Prefix `yaml:"routes"`
 	// The prefixes that stay outside even if `routes` has them.
 	Exclude []netip.Prefix `yaml:"exclude"`
-	// The number of the routing table for these routes.
+	// The number of the first of 129 routing tables for these routes. The
+	// priorities of the policy rules go with it; see [run.md](run.md) for two
+	// on one host.
 	Table uint32 `yaml:"table"`
 	// The firewall mark of our own connections, by which they stay out of
 	// the interface: a value, or a value and a mask as in `0x10/0xf0`. Bits
