@@ -256,7 +256,14 @@ func (d *daemon) applyRoutes(ctx context.Context, device string, addrs engine.Ad
 		d.log.Warn(w)
 	}
 	d.log.Debug("routes", "plan", plan.String())
-	return route.Apply(ctx, plan)
+	applied, err := route.Apply(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range applied.Warnings {
+		d.log.Warn(w)
+	}
+	return applied, nil
 }
 
 // checkLoops refuses what would come back: a server, or a resolver, to which our

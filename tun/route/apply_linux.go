@@ -24,7 +24,7 @@ func ReadHost(device string) (Host, error) {
 		return Host{}, fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	host := Host{IPv6: hasIPv6()}
+	host := Host{IPv6: hasIPv6(device)}
 	links, err := retry(h.LinkList)
 	if err != nil {
 		return Host{}, fmt.Errorf("list interfaces: %w", err)
@@ -57,6 +57,7 @@ func ReadHost(device string) (Host, error) {
 			continue
 		}
 		host.Addresses = append(host.Addresses, ip)
+		host.IPv6 = host.IPv6 || ip.Is6()
 	}
 	slices.SortFunc(host.Addresses, netip.Addr.Compare)
 	host.Addresses = slices.Compact(host.Addresses)
@@ -66,15 +67,40 @@ func ReadHost(device string) (Host, error) {
 	return host, nil
 }
 
-// hasIPv6 says whether IPv6 is built in (or loaded) and not off for the whole
-// namespace.
-func hasIPv6() bool {
-	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-	return err == nil && len(off) > 0 && off[0] == '0'
+// confIPv6 has a directory of settings for each interface, for all, and for those
+// that come, default.
+const confIPv6 = "/proc/sys/net/ipv6/conf/"
+
+// hasIPv6 says whether an interface other than device has IPv6, or one that comes
+// will have it. all is nothing to go by: it is what was last written to all, and
+// in a container of Docker's it is off beside an interface that has IPv6.
+func hasIPv6(device string) bool {
+	dirs, _ := os.ReadDir(confIPv6) // none: not built in, or not loaded
+	return slices.ContainsFunc(dirs, func(d os.DirEntry) bool {
+		switch d.Name() {
+		case "all", "lo", device:
+			return false
+		}
+		return !ipv6Off(d.Name())
+	})
+}
+
+// ipv6Off says whether an interface, or default, has IPv6 turned off.
+func ipv6Off(name string) bool {
+	off, err := os.ReadFile(confIPv6 + name + "/disable_ipv6")
+	return err != nil || len(off) == 0 || off[0] != '0'
+}
+
+// turnIPv6 turns IPv6 of an interface on ("0") or off ("1").
+func turnIPv6(device, off string) error {
+	return os.WriteFile(confIPv6+device+"/disable_ipv6", []byte(off), 0)
 }
 
 // Applied is a plan that has been carried out.
 type Applied struct {
+	// Warnings are about what could not be done and fails closed, a line each.
+	Warnings []string
+
 	undo []step // in the order in which it was done
 }
 
@@ -126,7 +152,22 @@ func (a *Applied) apply(ctx context.Context, h *netlink.Handle, p Plan, link net
 		return nil
 	}
 
+	// A new interface has IPv6 off where net.ipv6.conf.default says so, and the
+	// kernel refuses it addresses and routes of IPv6 then (EACCES).
+	no6 := p.usesIPv6() && ipv6Off(p.Device)
+	if no6 {
+		err := do("IPv6 of "+p.Device,
+			func(*netlink.Handle) error { return turnIPv6(p.Device, "0") },
+			func(*netlink.Handle) error { return turnIPv6(p.Device, "1") })
+		if no6 = err != nil; no6 {
+			a.Warnings = append(a.Warnings, fmt.Sprintf("IPv6 that would go into the tun is unreachable instead: %v: "+
+				"set net.ipv6.conf.default.disable_ipv6=0 before the start (of a container: with --sysctl)", err))
+		}
+	}
 	for _, prefix := range p.Addresses {
+		if no6 && prefix.Addr().Is6() {
+			continue
+		}
 		addr := address(prefix)
 		err := do("address "+prefix.String(),
 			func(h *netlink.Handle) error { return h.AddrAdd(link, addr) },
@@ -143,11 +184,14 @@ func (a *Applied) apply(ctx context.Context, h *netlink.Handle, p Plan, link net
 		}
 	}
 	for _, prefix := range p.Addresses {
-		if prefix.Addr().Is6() {
+		if prefix.Addr().Is6() && !no6 {
 			awaitLocal(h, prefix.Addr())
 		}
 	}
 	for _, r := range p.Routes {
+		if no6 && r.Kind == Into && r.Dst.Addr().Is6() {
+			continue
+		}
 		route := r.netlink(link.Attrs().Index)
 		if err := do("route "+r.describe(p.Device),
 			func(h *netlink.Handle) error { return h.RouteAdd(route) },
@@ -164,6 +208,12 @@ func (a *Applied) apply(ctx context.Context, h *netlink.Handle, p Plan, link net
 		}
 	}
 	return nil
+}
+
+// usesIPv6 says whether the plan needs IPv6 on the TUN.
+func (p Plan) usesIPv6() bool {
+	return slices.ContainsFunc(p.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) ||
+		slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Kind == Into && r.Dst.Addr().Is6() })
 }
 
 // awaitLocal waits until the kernel takes packets for an IPv6 address of a link

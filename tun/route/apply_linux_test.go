@@ -663,6 +663,80 @@ func TestReadHost(t *testing.T) {
 	}
 }
 
+// sysctl sets a kernel setting of IPv6, all/disable_ipv6 for example.
+func sysctl(t *testing.T, name, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Docker's networks have IPv6 off for "all" and new interfaces, and on for the one
+// that has it; others have it off for new interfaces only.
+func TestIPv6IsThatOfTheInterfaces(t *testing.T) {
+	for _, off := range []string{"all", "default"} { // all sets default as well
+		t.Run(off, func(t *testing.T) {
+			sysctl(t, off+"/disable_ipv6", "1")
+			t.Cleanup(func() { sysctl(t, "all/disable_ipv6", "0") })
+			for _, name := range []string{"up", "lan"} {
+				nstest.IP(t, "link add "+name+"0 type veth peer name "+name+"1")
+				defer nstest.IP(t, "link del "+name+"0")
+				nstest.IP(t, "link set "+name+"1 up")
+				nstest.IP(t, "link set "+name+"0 up")
+			}
+			nstest.IP(t, "link set lo up")
+			h, err := ReadHost("tun0")
+			if err != nil || h.IPv6 {
+				t.Fatalf("ReadHost with IPv6 off = %+v, %v", h, err)
+			}
+
+			sysctl(t, "up0/disable_ipv6", "0")
+			nstest.IP(t, "addr add 2001:db8::2/64 nodad dev up0")
+			nstest.IP(t, "route add default via 2001:db8::1")
+			nstest.NeedTUN(t)
+			device(t, "tun0")
+			before := snapshot(t)
+			a := mustApply(t, options())
+			checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "tun0", "fd00:74::1": "local"})
+			checkVia(t, DefaultMark, map[string]string{"2001:db8:ffff::9": "up0"})
+			if len(a.Warnings) != 0 {
+				t.Errorf("warnings %q, want none", a.Warnings)
+			}
+			undo(t, a)
+			if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+				t.Errorf("after Undo (-before +after):\n%s", diff)
+			}
+
+			// As in a container that may not write there.
+			readOnly(t, "/proc/sys")
+			before = snapshot(t)
+			a = mustApply(t, options())
+			checkVia(t, 0, map[string]string{"203.0.113.9": "tun0", "2001:db8:ffff::9": "unreachable"})
+			checkVia(t, DefaultMark, map[string]string{"2001:db8:ffff::9": "up0"})
+			if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "read-only") {
+				t.Errorf("warnings %q, want one with the reason", a.Warnings)
+			}
+			undo(t, a)
+			if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+				t.Errorf("after Undo (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// readOnly makes a directory read-only for the rest of a test.
+func readOnly(t *testing.T, dir string) {
+	t.Helper()
+	err := unix.Mount(dir, dir, "", unix.MS_BIND, "")
+	if err == nil {
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		err = unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestViaTellsErrors(t *testing.T) {
 	host(t)
 	for _, line := range []string{

@@ -93,7 +93,7 @@ type Host struct {
 	// Addresses that other interfaces than TUNs like ours have, except those of
 	// the loopback and of one link only.
 	Addresses []netip.Addr
-	// IPv6 says whether the host has IPv6 at all. If not, what a plan has to
+	// IPv6 says whether any interface has IPv6, or will have. If not, what a plan has to
 	// say about it is left out.
 	IPv6 bool
 	// Ephemeral is the first port that the host gives to sockets that ask for

@@ -15,7 +15,9 @@ import (
 // errors.ErrUnsupported.
 
 // Applied is a plan that has been carried out.
-type Applied struct{}
+type Applied struct {
+	Warnings []string
+}
 
 func unsupported() error {
 	return fmt.Errorf("routing of this host: not supported on %s: %w", runtime.GOOS, errors.ErrUnsupported)
