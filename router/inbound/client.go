@@ -25,7 +25,8 @@ type client struct {
 	raw      relay.Conn
 	source   netip.AddrPort // not valid on a unix socket
 
-	place *list.Element // among those that have not asked yet; guarded by server.mu
+	place  *list.Element      // among those that have not asked yet; guarded by server.mu
+	cancel context.CancelFunc // ends what is done to find out what it asks
 }
 
 // The buffers that what clients say is read through. A SOCKS greeting and request
@@ -49,14 +50,15 @@ type request struct {
 	err     error // why it is refused whatever the rules say
 }
 
-// serve serves the client until its flow needs no goroutine any more.
-func (c *client) serve(ctx context.Context) {
-	deadline := time.Now().Add(c.server.opts.Negotiate)
-	_ = c.raw.SetDeadline(deadline)
+// serve serves the client until its flow needs no goroutine any more. It has to ask in
+// time.
+func (c *client) serve(ctx, inTime context.Context) {
+	if deadline, ok := inTime.Deadline(); ok {
+		_ = c.raw.SetDeadline(deadline)
+	}
 	s := &Stream{Source: c.source, R: readers.Get().(*bufio.Reader)}
-	inTime, cancel := context.WithDeadline(ctx, deadline)
 	q, err := c.negotiate(inTime, s)
-	cancel()
+	c.cancel()
 	c.server.leave(c)
 	call := &call{stream: s, protocol: q.protocol}
 	if err == nil {

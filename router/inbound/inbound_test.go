@@ -331,6 +331,26 @@ func TestLongestWaitingMakesRoom(t *testing.T) {
 	}
 }
 
+// TestMadeRoomIsNotWaitedFor: what a client that made room was waited for ends with it.
+func TestMadeRoomIsNotWaitedFor(t *testing.T) {
+	asked, over := make(chan struct{}), make(chan struct{})
+	ask := func(ctx context.Context, _, _ netip.AddrPort) (string, error) {
+		close(asked)
+		<-ctx.Done()
+		close(over)
+		return "", ctx.Err()
+	}
+	addr, _, _ := start(t, inbound.Options{MaxClients: 1}, inbound.Ident{Ask: ask})
+	dial(t, addr).Write([]byte(hello(0)))
+	<-asked
+	began := time.Now()
+	dial(t, addr)
+	<-over
+	if took := time.Since(began); took > 9*time.Second { // ident has 10
+		t.Errorf("it was waited for %v more", took)
+	}
+}
+
 // TestUnwantedAreHungUpOn: who could not be served anyway is not spoken with.
 func TestUnwantedAreHungUpOn(t *testing.T) {
 	addr, _, s := start(t, inbound.Options{

@@ -235,11 +235,14 @@ func (s *Server) takeIn(ctx context.Context, l *Listener, conn net.Conn, work *s
 		oldest := s.waiting.Front().Value.(*client)
 		s.leaveLocked(oldest)
 		oldest.raw.Close()
+		oldest.cancel()
 		s.stats.Evicted++
 	}
+	var inTime context.Context
+	inTime, c.cancel = context.WithTimeout(ctx, s.opts.Negotiate)
 	c.place = s.waiting.PushBack(c)
 	s.mu.Unlock()
-	work.Go(func() { c.serve(ctx) })
+	work.Go(func() { c.serve(ctx, inTime) })
 }
 
 // leave takes a client out of those that have not asked yet.
