@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
+	"time"
 
 	"tunroute/router/flow"
 	"tunroute/router/rule"
@@ -26,6 +27,7 @@ type PacketClient interface {
 type Association struct {
 	router *Router
 	flow   flow.Flow
+	held   held // until Run has ended
 	client PacketClient
 	table  *udpnat.Table
 
@@ -44,10 +46,18 @@ const maxNames = udpnat.DefaultMaxPaths
 const nameZone = "name"
 
 // Associate returns an Association for a client, whose flow f lacks a target. Its
-// [Association.Run] must run.
-func (r *Router) Associate(f flow.Flow, c PacketClient) *Association {
+// [Association.Run] must run. For the limits of all flows it is a flow besides those of
+// its datagrams; the error, where there is one, is an [ErrLimit].
+func (r *Router) Associate(f flow.Flow, c PacketClient) (*Association, error) {
 	f.Network, f.Command = flow.UDP, flow.Associate
-	a := &Association{router: r, flow: f, client: c, fakes: make(map[string]netip.Addr), names: make(map[netip.Addr]string)}
+	rec := Record{Flow: f, Verdict: rule.Verdict{Index: -1}, Start: time.Now()}
+	held, err := r.snap.Load().count(&f, nil, rec.Start)
+	if err != nil {
+		rec.end(EndLimit, err)
+		r.finish(&rec)
+		return nil, err
+	}
+	a := &Association{router: r, flow: f, held: held, client: c, fakes: make(map[string]netip.Addr), names: make(map[netip.Addr]string)}
 	a.table = udpnat.New(udpnat.Options{
 		Decide:      a.decide,
 		Writer:      associationWriter{a},
@@ -56,7 +66,7 @@ func (r *Router) Associate(f flow.Flow, c PacketClient) *Association {
 		Idle:        r.opts.UDPIdle,
 		MaxSessions: maxAssociationSessions,
 	})
-	return a
+	return a, nil
 }
 
 // maxAssociationSessions is how many outbounds one client may use at a time.
@@ -66,6 +76,7 @@ const maxAssociationSessions = 16
 func (a *Association) Run(ctx context.Context) {
 	a.router.assocs.add(a)
 	defer a.router.assocs.remove(a)
+	defer a.held.release()
 	a.table.Run(ctx)
 }
 

@@ -6,7 +6,6 @@ import (
 
 	"tunroute/router/flow"
 	"tunroute/router/limit"
-	"tunroute/router/outbound"
 )
 
 // held are the limits that a flow counts for.
@@ -18,16 +17,20 @@ func (h held) release() {
 	}
 }
 
-// admit counts a flow for the limits of its rule and of all flows, until it is released:
-// for all of them or, where one refuses it, for none. What is rejected does not count: it costs nothing. It does not block; without limits it
+// admit counts a flow for the limits of its rule and of all flows, until it is released.
+// What is rejected does not count: it costs nothing. It does not block; without limits it
 // does not allocate.
 func (s *Snapshot) admit(f *flow.Flow, index int, out *Outbound, now time.Time) (held, error) {
-	own := s.options(index).Limit
-	if own == nil && len(s.more.Limits) == 0 {
+	if out.rejects() {
 		return nil, nil
 	}
-	switch out.Dialer.(type) {
-	case outbound.Reject, outbound.Drop:
+	return s.count(f, s.options(index).Limit, now)
+}
+
+// count counts a flow for a limit of its own, which may be nil, and for those of all
+// flows: for each of them or, where one refuses it, for none.
+func (s *Snapshot) count(f *flow.Flow, own *limit.Limiter, now time.Time) (held, error) {
+	if own == nil && len(s.more.Limits) == 0 {
 		return nil, nil
 	}
 	taken := make(held, 0, len(s.more.Limits)+1)

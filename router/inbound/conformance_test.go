@@ -57,7 +57,7 @@ func serveRouter(t testing.TB, d outbound.Dialer, l inbound.Listener) {
 	}
 	s, err := inbound.New(inbound.Options{
 		Serve:     func(ctx context.Context, f flow.Flow, c inbound.Call) { r.ServeCall(ctx, f, c) },
-		Associate: func(f flow.Flow, c inbound.PacketClient) inbound.Association { return r.Associate(f, c) },
+		Associate: func(f flow.Flow, c inbound.PacketClient) (inbound.Association, error) { return r.Associate(f, c) },
 		Admits:    r.Admits,
 	})
 	if err != nil {

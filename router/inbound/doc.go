@@ -28,6 +28,7 @@
 //   - [Options.Negotiate] from accept to request, however slowly it comes
 //   - [Options.MaxClients] that have not asked yet: the one that has taken longest
 //     makes room
-//   - [Options.MaxAssociations], which have no buffer while they are idle
+//   - [Options.MaxAssociations], which have no buffer while they are idle: the one that
+//     has been silent for longest makes room
 //   - 16 KiB of an HTTP head, 262 bytes of a SOCKS request
 package inbound

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"tunroute/router/flow"
@@ -80,9 +79,9 @@ type Options struct {
 	// needs no goroutine any more.
 	Serve func(ctx context.Context, f flow.Flow, c Call)
 
-	// Associate makes the association of a client, whose flow f lacks a target.
-	// nil: there is no UDP.
-	Associate func(f flow.Flow, c PacketClient) Association
+	// Associate makes the association of a client, whose flow f lacks a target;
+	// the error is what the client is refused with. nil: there is no UDP.
+	Associate func(f flow.Flow, c PacketClient) (Association, error)
 
 	// Admits says whether anything could ever be served that comes from source,
 	// which is not valid on a unix socket, by way of a listener. Other clients
@@ -92,7 +91,7 @@ type Options struct {
 	Negotiate  time.Duration // 0: DefaultNegotiate
 	MaxClients int           // that have not asked yet; 0: DefaultMaxClients
 
-	MaxAssociations int          // 0: DefaultMaxAssociations
+	MaxAssociations int          // one more, and who was silent for long makes room; 0: DefaultMaxAssociations
 	Logger          *slog.Logger // nil discards
 }
 
@@ -101,11 +100,10 @@ type Server struct {
 	opts Options
 	log  *slog.Logger
 
-	associations atomic.Int64 // that are open
-
-	mu      sync.Mutex // guards what follows
-	waiting list.List  // of *client, who have not asked yet, as they have come
-	stats   Stats
+	mu           sync.Mutex // guards what follows
+	waiting      list.List  // of *client, who have not asked yet, as they have come
+	associations map[*association]struct{}
+	stats        Stats
 }
 
 // Stats are totals since the start; Waiting is now.
@@ -134,7 +132,7 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{opts: o, log: o.Logger}, nil
+	return &Server{opts: o, log: o.Logger, associations: make(map[*association]struct{})}, nil
 }
 
 // Stats returns the totals.

@@ -2,13 +2,13 @@ package inbound
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tunroute/router/flow"
 	"tunroute/router/gssapi"
@@ -20,6 +20,9 @@ import (
 type association struct {
 	socket *net.UDPConn
 	owner  netip.Addr // who may send
+
+	end  context.CancelFunc
+	used atomic.Int64 // of the last datagram either way, by the clock in nanoseconds
 
 	protect *gssapi.Datagrams // nil where datagrams are as they are
 
@@ -47,22 +50,22 @@ func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
 		q.Refuse(err)
 		return
 	}
-	if n := c.server.associations.Add(1); n > int64(c.server.opts.MaxAssociations) {
-		c.server.associations.Add(-1)
-		socket.Close()
-		q.Refuse(errors.New("too many associations"))
-		return
-	}
-	defer c.server.associations.Add(-1)
-	a := &association{socket: socket, owner: c.source.Addr()}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a := &association{socket: socket, owner: c.source.Addr(), end: cancel}
 	if secured, ok := q.stream.Conn.(*gssapi.Conn); ok {
 		a.protect = secured.Datagrams()
 	}
-	routed := c.server.opts.Associate(f, a)
-	if err := q.answer(q.connected(socket.LocalAddr().(*net.UDPAddr).AddrPort())); err != nil {
+	routed, err := c.server.opts.Associate(f, a)
+	if err != nil {
 		socket.Close()
-		q.close()
+		q.Refuse(err)
 		return
+	}
+	c.server.open(a)
+	defer c.server.gone(a)
+	if err := q.answer(q.connected(socket.LocalAddr().(*net.UDPAddr).AddrPort())); err != nil {
+		cancel()
 	}
 	waiting, stop := q.watch(ctx, io.Discard)
 	var work sync.WaitGroup
@@ -74,6 +77,44 @@ func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
 	work.Wait()
 	q.close()
 }
+
+// open takes an association in. At the limit the one that has been silent for longest of
+// some makes room (map order takes them at random: looking at all would cost the most when
+// there is the least time).
+func (s *Server) open(a *association) {
+	const sample = 64
+	a.touch()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.associations) >= s.opts.MaxAssociations {
+		var oldest *association
+		n := 0
+		for o := range s.associations {
+			if oldest == nil || o.used.Load() < oldest.used.Load() {
+				oldest = o
+			}
+			if n++; n == sample {
+				break
+			}
+		}
+		delete(s.associations, oldest)
+		oldest.end()
+		s.stats.Evicted++
+	}
+	s.associations[a] = struct{}{}
+}
+
+// gone takes an association out.
+func (s *Server) gone(a *association) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.associations, a)
+	if len(s.associations) == 0 {
+		s.associations = make(map[*association]struct{}) // a map keeps its size for ever
+	}
+}
+
+func (a *association) touch() { a.used.Store(time.Now().UnixNano()) }
 
 // read takes the client's datagrams until the socket is closed. Packet tempo.
 func (a *association) read(to Association) {
@@ -121,6 +162,7 @@ func (a *association) take(b []byte, from netip.AddrPort, to Association) {
 	if err != nil || h.Frag != 0 {
 		return
 	}
+	a.touch()
 	to.Send(h.Name, h.Addr, payload)
 	to.Flush()
 }
@@ -136,6 +178,7 @@ func (a *association) WriteUDP(payload []byte, from netip.AddrPort, name string)
 	if client == nil {
 		return net.ErrClosed // cannot be: nobody has been asked
 	}
+	a.touch()
 	buf := datagrams.Get().(*[]byte)
 	defer datagrams.Put(buf)
 	b, err := socks.AppendUDPHeader((*buf)[:0], socks.Addr{Name: name, IP: from.Addr().WithZone(""), Port: from.Port()})

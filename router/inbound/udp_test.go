@@ -147,26 +147,34 @@ func TestAssociation(t *testing.T) {
 	}
 }
 
-// TestAssociationsAreBounded: one more than there may be is refused.
+// TestAssociationsAreBounded: at the limit, who has been silent for longest makes room.
 func TestAssociationsAreBounded(t *testing.T) {
-	addr, _, _ := start(t, inbound.Options{
-		MaxAssociations: 1,
-		Associate:       func(flow.Flow, inbound.PacketClient) inbound.Association { return idle{} },
+	sent := make(chan struct{})
+	addr, _, s := start(t, inbound.Options{
+		MaxAssociations: 2,
+		Associate:       func(flow.Flow, inbound.PacketClient) (inbound.Association, error) { return idle{sent}, nil },
 	}, inbound.None{})
+	busy := associate(t, addr)
+	silent := associate(t, addr)
+	from := udpFrom(t, "127.0.0.1")
+	from.WriteToUDPAddrPort(packet(t, socks.Addr{Name: "a.test", Port: 1}, "x"), busy.relay)
+	<-sent
 	associate(t, addr)
-	c := dial(t, addr)
-	c.Write([]byte(hello(0) + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
-	if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
-		t.Fatal(err)
+	if _, err := silent.control.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("who was silent has %v, want the end", err)
 	}
-	if _, err := socks.ReadReply(c); err != socks.ReplyGeneral {
-		t.Errorf("got %v, want reply 1", err)
+	busy.control.SetReadDeadline(time.Unix(1, 0))
+	if _, err := busy.control.Read(make([]byte, 1)); !os.IsTimeout(err) {
+		t.Errorf("who has sent has %v, want to be there still", err)
+	}
+	if n := s.Stats().Evicted; n != 1 {
+		t.Errorf("%d made room, want one", n)
 	}
 }
 
-// idle is an association that does nothing.
-type idle struct{}
+// idle is an association that says when it is sent something.
+type idle struct{ sent chan struct{} }
 
-func (idle) Run(ctx context.Context)             { <-ctx.Done() }
-func (idle) Send([]byte, netip.AddrPort, []byte) {}
-func (idle) Flush()                              {}
+func (idle) Run(ctx context.Context)               { <-ctx.Done() }
+func (i idle) Send([]byte, netip.AddrPort, []byte) { i.sent <- struct{}{} }
+func (idle) Flush()                                {}

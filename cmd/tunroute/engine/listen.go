@@ -21,7 +21,7 @@ import (
 func (e *Engine) newServer() (*inbound.Server, error) {
 	return inbound.New(inbound.Options{
 		Serve: func(ctx context.Context, f flow.Flow, c inbound.Call) { e.router.ServeCall(ctx, f, c) },
-		Associate: func(f flow.Flow, c inbound.PacketClient) inbound.Association {
+		Associate: func(f flow.Flow, c inbound.PacketClient) (inbound.Association, error) {
 			return e.router.Associate(f, c)
 		},
 		MaxAssociations: e.current.Load().Limits.UDPSessions,
