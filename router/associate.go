@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/outbound"
 	"tunroute/router/rule"
 	"tunroute/router/udpnat"
 )
@@ -47,15 +48,23 @@ const nameZone = "name"
 
 // Associate returns an Association for a client, whose flow f lacks a target. Its
 // [Association.Run] must run. For the limits of all flows it is a flow besides those of
-// its datagrams; the error, where there is one, is an [ErrLimit].
+// its datagrams. The error, where there is one, is an [ErrLimit] or, where no datagram
+// could go anywhere by the rules of now, an [outbound.ErrRejected].
 func (r *Router) Associate(f flow.Flow, c PacketClient) (*Association, error) {
 	f.Network, f.Command = flow.UDP, flow.Associate
 	rec := Record{Flow: f, Verdict: rule.Verdict{Index: -1}, Start: time.Now()}
-	held, err := r.snap.Load().count(&f, nil, rec.Start)
-	if err != nil {
-		rec.end(EndLimit, err)
+	refuse := func(e End, err error) (*Association, error) {
+		rec.end(e, err)
 		r.finish(&rec)
 		return nil, err
+	}
+	snap := r.snap.Load()
+	if !snap.table.Admits(f, snap.rejects) {
+		return refuse(EndRejected, outbound.ErrRejected)
+	}
+	held, err := snap.count(&f, nil, rec.Start)
+	if err != nil {
+		return refuse(EndLimit, err)
 	}
 	a := &Association{router: r, flow: f, held: held, client: c, fakes: make(map[string]netip.Addr), names: make(map[netip.Addr]string)}
 	a.table = udpnat.New(udpnat.Options{

@@ -40,7 +40,7 @@ type BindCall interface {
 // inbound. It does not block.
 func (r *Router) Admits(source netip.AddrPort, inbound string) bool {
 	s := r.snap.Load()
-	return s.table.Admits(flow.Flow{Source: source, Inbound: inbound}, func(via string) bool { return s.outs[via].rejects() })
+	return s.table.Admits(flow.Flow{Source: source, Inbound: inbound}, s.rejects)
 }
 
 // ServeCall decides the flow f, whose Target the client has named, and serves it as

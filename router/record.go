@@ -129,8 +129,10 @@ func (rec *Record) who() []slog.Attr {
 	attrs := make([]slog.Attr, 0, 14)
 	attrs = append(attrs,
 		slog.String("net", rec.Flow.Network.String()),
-		slog.String("src", source(rec.Flow.Source)),
-		slog.String("dst", rec.Flow.Target.String()))
+		slog.String("src", source(rec.Flow.Source)))
+	if rec.Flow.Target != (flow.Target{}) { // an association has none
+		attrs = append(attrs, slog.String("dst", rec.Flow.Target.String()))
+	}
 	if rec.Flow.Inbound != flow.Tun {
 		attrs = append(attrs, slog.String("in", rec.Flow.Inbound))
 	}

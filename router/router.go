@@ -141,6 +141,9 @@ func (s *Snapshot) route(f *flow.Flow) (rule.Verdict, *Outbound) {
 	return v, s.outs[v.Via]
 }
 
+// rejects says whether no flow gets through the outbound of that name.
+func (s *Snapshot) rejects(via string) bool { return s.outs[via].rejects() }
+
 // rejects says whether no flow gets through o.
 func (o *Outbound) rejects() bool {
 	switch o.Dialer.(type) {

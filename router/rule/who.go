@@ -132,21 +132,24 @@ func words(list []string) []word {
 	return all
 }
 
-// Admits tells whether some flow that comes from there, by that inbound, could go
-// anywhere: whether there is a rule for it that goes to another outbound than refuse
-// says, before one that refuses all of them. A source that is not valid is none that a
-// rule could name.
+// Admits tells whether some flow like from could go anywhere: whether there is a rule for
+// it that goes to another outbound than refuse says, before one that refuses all of them.
+// Of from, the Target is not known yet and, while it has no Network, neither is who it is
+// and what it asks for. A source that is not valid is none that a rule could name.
 func (t *Table) Admits(from flow.Flow, refuse func(via string) bool) bool {
-	src := plain(from.Source.Addr())
+	src, asked := plain(from.Source.Addr()), from.Network != 0
 	for i := range t.compiled {
 		c := &t.compiled[i]
 		if !c.fromMatches(src) || !c.who.inboundMatches(from.Inbound) {
 			continue
 		}
+		if asked && !(c.networkMatches(from.Network) && c.who.matches(&from)) {
+			continue
+		}
 		if !refuse(t.rules[i].Via) {
 			return true
 		}
-		if c.network == 0 && len(c.ports) == 0 && c.to == nil && c.who.commands == 0 && c.who.users == nil && c.who.groups == nil {
+		if len(c.ports) == 0 && c.to == nil && (asked || c.network == 0 && c.who.commands == 0 && c.who.users == nil && c.who.groups == nil) {
 			return false
 		}
 	}
