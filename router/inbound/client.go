@@ -46,6 +46,7 @@ type request struct {
 	protocol
 	command flow.Command
 	target  flow.Target
+	from    netip.AddrPort // of an Associate: where its datagrams will come from, if it says so
 	who     Identity
 	err     error // why it is refused whatever the rules say
 }
@@ -72,7 +73,7 @@ func (c *client) serve(ctx, inTime context.Context) {
 		c.server.failed(c, q.err)
 		call.Refuse(q.err)
 	case q.command == flow.Associate:
-		c.associate(ctx, c.flow(q), call)
+		c.associate(ctx, c.flow(q), q.from, call)
 	default:
 		c.server.opts.Serve(ctx, c.flow(q), call)
 	}

@@ -136,7 +136,8 @@ func wanted(p protocol, asked socks.Request, who Identity) request {
 	q := request{protocol: p, who: who, command: commands[asked.Command]}
 	_, is5 := p.(socks5)
 	switch {
-	case q.command == flow.Associate && is5: // and the address is of the client, if anybody's
+	case q.command == flow.Associate && is5:
+		q.from = netip.AddrPortFrom(asked.Addr.IP, asked.Addr.Port)
 	case q.command == flow.Connect, q.command == flow.Bind:
 		q.target, q.err = target(asked.Addr)
 	default:

@@ -26,16 +26,18 @@ type association struct {
 
 	protect *gssapi.Datagrams // nil where datagrams are as they are
 
-	// The first datagram's source, which all others have to have: a port of the
-	// same machine may be somebody else's.
+	// Where the client has said that it sends from, or else the source of its first
+	// datagram. All others have to have it: a port of the same machine may be
+	// somebody else's.
 	client atomic.Pointer[netip.AddrPort]
 }
 
 // maxDatagram is the longest payload of IP.
 const maxDatagram = 65535
 
-// associate serves a client of UDP ASSOCIATE until it closes its connection.
-func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
+// associate serves a client of UDP ASSOCIATE, which says that it will send from there,
+// until it closes its connection.
+func (c *client) associate(ctx context.Context, f flow.Flow, from netip.AddrPort, q *call) {
 	local, ok := c.raw.LocalAddr().(*net.TCPAddr)
 	if !ok || c.listener.TLS != nil || c.server.opts.Associate == nil {
 		// Datagrams would go beside the TLS, and a unix socket has no address.
@@ -53,6 +55,11 @@ func (c *client) associate(ctx context.Context, f flow.Flow, q *call) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a := &association{socket: socket, owner: c.source.Addr(), end: cancel}
+	// RFC 1928 §6. Any other address is one that a NAT has changed, or none.
+	if from.Port() != 0 && from.Addr().Unmap() == a.owner.WithZone("") {
+		from = netip.AddrPortFrom(a.owner, from.Port())
+		a.client.Store(&from)
+	}
 	if secured, ok := q.stream.Conn.(*gssapi.Conn); ok {
 		a.protect = secured.Datagrams()
 	}
@@ -151,16 +158,18 @@ func (a *association) take(b []byte, from netip.AddrPort, to Association) {
 			return // not the client's, whatever it says
 		}
 	}
-	if client := a.client.Load(); client == nil {
-		first := from
-		a.client.Store(&first)
-	} else if *client != from {
+	client := a.client.Load()
+	if client != nil && *client != from {
 		return
 	}
 	// RFC 1928 §7: who does not put fragments together drops them.
 	h, payload, err := socks.ParseUDP(b)
 	if err != nil || h.Frag != 0 {
 		return
+	}
+	if client == nil {
+		first := from
+		a.client.Store(&first)
 	}
 	a.touch()
 	to.Send(h.Name, h.Addr, payload)

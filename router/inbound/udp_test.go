@@ -40,9 +40,18 @@ func udpServer(t *testing.T, r outbound.Resolver) string {
 }
 
 func associate(t *testing.T, addr string) associated {
+	return associateFrom(t, addr, netip.MustParseAddrPort("0.0.0.0:0"))
+}
+
+// associateFrom is associate of a client that says where it will send from.
+func associateFrom(t *testing.T, addr string, from netip.AddrPort) associated {
 	t.Helper()
 	c := dial(t, addr)
-	c.Write([]byte(hello(0) + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+	request, err := socks.AppendRequest([]byte(hello(0)), socks.UDPAssociate, socks.Addr{IP: from.Addr(), Port: from.Port()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Write(request)
 	if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
 		t.Fatal(err)
 	}
@@ -98,10 +107,13 @@ func TestAssociation(t *testing.T) {
 	client, second, stranger := udpFrom(t, "127.0.0.1"), udpFrom(t, "127.0.0.1"), udpFrom(t, "127.0.0.2")
 	to := socks.Addr{IP: at.Addr(), Port: at.Port()}
 
-	// Another machine's does not make it the client.
+	// Another machine's does not make it the client, nor does what is no datagram.
 	stranger.WriteToUDPAddrPort(packet(t, to, "stranger"), a.relay)
 	fragment := packet(t, to, "fragment")
 	fragment[2] = 1
+	for _, p := range [][]byte{fragment, []byte("nonsense")} {
+		second.WriteToUDPAddrPort(p, a.relay)
+	}
 	for _, p := range [][]byte{fragment, []byte("nonsense"), {0, 0, 0}, packet(t, socks.Addr{Name: "no.such.test", Port: 1}, "x"), packet(t, to, "by address")} {
 		client.WriteToUDPAddrPort(p, a.relay)
 	}
@@ -147,9 +159,36 @@ func TestAssociation(t *testing.T) {
 	}
 }
 
+// TestAssociationSaysItsPort: who says where it will send from has no other take its place.
+// What it says of another machine's address, as behind a NAT, does not count.
+func TestAssociationSaysItsPort(t *testing.T) {
+	sent := make(chan string, 2)
+	addr, _, _ := start(t, inbound.Options{
+		Associate: func(flow.Flow, inbound.PacketClient) (inbound.Association, error) { return idle{sent}, nil },
+	}, inbound.None{})
+	client, other := udpFrom(t, "127.0.0.1"), udpFrom(t, "127.0.0.1")
+	says := client.LocalAddr().(*net.UDPAddr).AddrPort()
+	to := socks.Addr{Name: "a.test", Port: 1}
+	for _, tt := range []struct {
+		says netip.AddrPort
+		want string
+	}{
+		{says, "client"},
+		{netip.AddrPortFrom(netip.MustParseAddr("10.9.8.7"), says.Port()), "other"},
+	} {
+		a := associateFrom(t, addr, tt.says)
+		other.WriteToUDPAddrPort(packet(t, to, "other"), a.relay)
+		client.WriteToUDPAddrPort(packet(t, to, "client"), a.relay)
+		if got := <-sent; got != tt.want {
+			t.Errorf("who says %v: %s was taken, want %s", tt.says, got, tt.want)
+		}
+		a.control.Close()
+	}
+}
+
 // TestAssociationsAreBounded: at the limit, who has been silent for longest makes room.
 func TestAssociationsAreBounded(t *testing.T) {
-	sent := make(chan struct{})
+	sent := make(chan string)
 	addr, _, s := start(t, inbound.Options{
 		MaxAssociations: 2,
 		Associate:       func(flow.Flow, inbound.PacketClient) (inbound.Association, error) { return idle{sent}, nil },
@@ -172,9 +211,9 @@ func TestAssociationsAreBounded(t *testing.T) {
 	}
 }
 
-// idle is an association that says when it is sent something.
-type idle struct{ sent chan struct{} }
+// idle is an association that says what it is sent.
+type idle struct{ sent chan string }
 
-func (idle) Run(ctx context.Context)               { <-ctx.Done() }
-func (i idle) Send([]byte, netip.AddrPort, []byte) { i.sent <- struct{}{} }
-func (idle) Flush()                                {}
+func (idle) Run(ctx context.Context)                     { <-ctx.Done() }
+func (i idle) Send(_ []byte, _ netip.AddrPort, b []byte) { i.sent <- string(b) }
+func (idle) Flush()                                      {}
