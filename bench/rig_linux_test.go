@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"tunroute/bench/report"
 	"tunroute/tun/nstest"
@@ -71,7 +72,7 @@ func children(t *testing.T) []string {
 // TestRig measures a little of everything in a short time, without a router and
 // with tunroute, and looks whether there are figures.
 func TestRig(t *testing.T) {
-	rep, table, err := rigRun(t, "-rounds", "1", "-time", "150ms", "-long", "150ms", "-idle", "200", "-settle", "100ms",
+	rep, table, err := rigRun(t, "-rounds", "1", "-time", "500ms", "-long", "500ms", "-idle", "200", "-settle", "100ms",
 		"-with", "none,tunroute", "-mtu", "1500", "-cells", "up1|down512|connect|echo-load|udp-echo|dns-cold|memory")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, table)
@@ -91,7 +92,7 @@ func TestRig(t *testing.T) {
 		{"memory", "tunroute@1500", "200 flows"},
 	} {
 		res := rep.Result(want.cell, want.router)
-		if f := res.Figure(want.figure); f == nil || len(f.Values) != 1 || f.Values[0] <= 0 {
+		if f := res.Figure(want.figure); f == nil || len(f.Values) != 1 || f.Values[0] < 0 || f.Values[0] == 0 && want.figure != "router" { // CPU time is counted in ticks
 			t.Errorf("%+v: %+v, failures %v", want, f, res.Failures)
 		}
 		if !strings.Contains(table, "\n"+want.router+" ") {
@@ -105,7 +106,7 @@ func TestRig(t *testing.T) {
 // not each time.
 func TestRigFindsTheRateOfDatagrams(t *testing.T) {
 	found := false
-	for try := 0; try < 10 && !found; try++ {
+	for end := time.Now().Add(3 * time.Minute); !found && time.Now().Before(end); {
 		rep, table, err := rigRun(t, "-rounds", "1", "-time", "30ms", "-with", "none", "-cells", "udp1400")
 		if err != nil {
 			t.Fatalf("%v\n%s", err, table)

@@ -248,7 +248,7 @@ func TestServeOnSockets(t *testing.T) {
 	} {
 		for range 4 {
 			wg.Go(func() {
-				client := dns.Client{Net: tt.network}
+				client := dns.Client{Net: tt.network, Timeout: time.Minute}
 				for _, name := range []string{"www.test.", "www.local.test."} {
 					m, _, err := client.Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), tt.addr)
 					if err != nil || len(m.Answer) != 1 {

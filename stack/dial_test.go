@@ -35,7 +35,7 @@ func dial(ctx context.Context, s *stack.Stack, fam family) (<-chan *stack.Conn, 
 // both ways.
 func TestDialHandshake(t *testing.T) {
 	eachFamily(t, func(t *testing.T, fam family) {
-		w, s := onWire(t, &handler{}, stack.Options{}, nil)
+		w, s := onWire(t, &handler{}, stack.Options{}, faketime.NewManualClock())
 		conns, errs := dial(t.Context(), s, fam)
 		syn := nextTCP(t, w, fam)
 		if syn.Flags() != header.TCPFlagSyn {

@@ -64,7 +64,7 @@
 //     for one that does not close its own direction
 //   - TIME-WAIT: 2 s (timeWait)
 //   - end of Run: 1 s for a device that takes no more packets (goodbye)
-//   - buffers: up to 8 MiB received and 6 MiB to be sent per connection, grown
+//   - buffers: up to 8 MiB received and 12 MiB to be sent per connection, grown
 //     on demand
 //   - fragments that wait for the rest of their packet: 4 MiB for each IP
 //     version, 30 s over IPv4 and 60 s over IPv6

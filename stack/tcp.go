@@ -32,7 +32,7 @@ const handshakeTimeout = 10 * time.Second
 
 // closeTimeout is how long a client may leave what was written before
 // [Conn.Close] unacknowledged, or keep its window shut. netstack alone would
-// keep a closed connection, and up to 6 MiB of its data, for as long as the
+// keep a closed connection, and up to 12 MiB of its data, for as long as the
 // client answers window probes.
 const closeTimeout = 60 * time.Second
 

@@ -43,7 +43,7 @@ func TestAcceptSendsSYNACK(t *testing.T) {
 				t.Error(err)
 			}
 			conns <- c
-		}}, stack.Options{}, nil)
+		}}, stack.Options{}, faketime.NewManualClock())
 
 		syn := fam.segment(stacktest.SYN, 100, 0, "")
 		send(t, w, syn)
@@ -270,7 +270,7 @@ func TestTimeWaitGivesWay(t *testing.T) {
 func TestOpenConnectionDoesNotGiveWay(t *testing.T) {
 	fam := families()[0]
 	conns := make(chan *stack.Conn, 1)
-	w, s := onWire(t, accept(conns, nil), stack.Options{}, nil)
+	w, s := onWire(t, accept(conns, nil), stack.Options{}, faketime.NewManualClock())
 	seq := handshake(t, w, fam, 1000)
 	c := receive(t, "connection", conns)
 	defer c.Close()

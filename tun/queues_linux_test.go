@@ -109,13 +109,11 @@ func TestQueuesKeepFlowsInOrder(t *testing.T) {
 		targets = append(targets, "[fd09::2]:7")
 	}
 	var clients sync.WaitGroup
+	taken := map[uint32]bool{}
 	for sender := range sockets {
-		conn, err := net.Dial("udp", targets[sender%len(targets)])
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := dialSlot(t, targets[sender%len(targets)], taken)
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(deadline))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		clients.Go(func() {
 			got := make([]byte, 2000)
 			for i := range datagrams + window {
@@ -147,6 +145,34 @@ func TestQueuesKeepFlowsInOrder(t *testing.T) {
 		if err := <-ended; !errors.Is(err, os.ErrClosed) {
 			t.Errorf("ReadQueue after Close = %v, want %v", err, os.ErrClosed)
 		}
+	}
+}
+
+// dialSlot connects from a port with a slot that is not taken: of two flows with one slot,
+// the kernel may see one change its queue, once.
+func dialSlot(t *testing.T, target string, taken map[uint32]bool) net.Conn {
+	t.Helper()
+	for {
+		conn, err := net.Dial("udp", target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		here, there := conn.LocalAddr().(*net.UDPAddr).AddrPort(), conn.RemoteAddr().(*net.UDPAddr).AddrPort()
+		head := make([]byte, 20, 60)
+		head[0], head[9] = 0x45, unix.IPPROTO_UDP
+		ip := head[12:12]
+		if here.Addr().Is6() {
+			head = head[:40]
+			head[0], head[6] = 0x60, unix.IPPROTO_UDP
+			ip = head[8:8]
+		}
+		_ = append(append(ip, here.Addr().AsSlice()...), there.Addr().AsSlice()...)
+		head = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(head, here.Port()), there.Port())
+		if slot := flowSlot(head); !taken[slot] {
+			taken[slot] = true
+			return conn
+		}
+		defer conn.Close() // or its port would be the next one's
 	}
 }
 

@@ -150,7 +150,7 @@ func TestDemoFails(t *testing.T) {
 		{name: "P1 is down", without: "p1", want: "6", because: "t1.private-net.org saw 0 requests from nobody"},
 		{name: "the company's names asked elsewhere", changes: []string{"  local: .corp.example ", "  "}, want: "1", because: "lan.corp.example saw 1 request from 10.0.0.10"},
 		{name: "any port", changes: []string{", port: http", ""}, want: "2", because: "connections to int1, int2, d1"},
-		{name: "no balance", changes: []string{"policy: random", "policy: fallback"}, want: "3", because: "40 from int1 and 0 from int2"},
+		{name: "no balance", changes: []string{"policy: random", "policy: fallback", "hedge: 1s", "hedge: 5s"}, want: "3", because: "40 from int1 and 0 from int2"},
 		{name: "no password", changes: []string{", user: {file: internet.user}, password: {file: internet.secret}", ""}, want: "234", because: "EHOSTUNREACH"},
 		{name: "no rule for D1", changes: []string{"  - {to: 192.168.100.0/24, via: d1}\n", ""}, want: "5", because: "192.168.100.10 saw 0 requests from nobody"},
 		// The page comes all the same: no program would notice.

@@ -227,7 +227,7 @@ upstreams:
   secure:   socks5h+tls://%[7]s
 rules:
 %[8]s
-timeouts: {request: 2s}
+timeouts: {request: 20s} # what is silent takes as long, all at once
 dns: {resolvers: ["%[5]s"]}
 `, scripted, old, locked.Target(), closed, dns.Addr, proxy, secure.Target(), rules.String())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {

@@ -89,9 +89,11 @@ func TestAdmin(t *testing.T) {
 		t.Errorf("the port of the metrics answers %s to others than Prometheus", out)
 	}
 
-	if r := ask(rootUser, "reload", "-c", config); r.Status != 0 || !strings.Contains(d.Log(), "msg=reloaded") {
+	logged := len(d.Log())
+	if r := ask(rootUser, "reload", "-c", config); r.Status != 0 {
 		t.Errorf("reload: status %d, %s", r.Status, r.Stderr)
 	}
+	d.AwaitLog(t, logged, "msg=reloaded")
 	if err := os.WriteFile(config, []byte(text+"tun: {mtu: 1400}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

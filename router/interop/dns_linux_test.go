@@ -99,7 +99,7 @@ rules:
 		} {
 			for i, family := range []string{"-4", "-6"} {
 				t.Run(tt.name+" "+family, func(t *testing.T) {
-					out, status := sh.Run(t, "ping %s -c 1 -W 5 %s", family, tt.target[i])
+					out, status := sh.Run(t, "ping %s -c 1 -W 60 %s", family, tt.target[i])
 					if status != tt.status || !strings.Contains(out, tt.want) {
 						t.Errorf("status %d, want %d and %q:\n%s", status, tt.status, tt.want, out)
 					}

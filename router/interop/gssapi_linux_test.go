@@ -241,7 +241,7 @@ func TestProtectedDatagrams(t *testing.T) {
 			}
 			const marker = "this can be read"
 			file := capture(t, l.Srv, "srv0", "udp", l.Host)
-			if out := sh.Must(t, "echo %s | nc -u -w 5 -W 1 %v %d", marker, to.Addr(), to.Port()); out != marker+"\n" {
+			if out := sh.Must(t, "echo %s | nc -u -w 60 -W 1 %v %d", marker, to.Addr(), to.Port()); out != marker+"\n" {
 				t.Errorf("the echo says %q", out)
 			}
 			var seen, wrapped int

@@ -73,7 +73,7 @@ func leasedRole(args []string) error {
 				// A datagram may be lost on a busy machine.
 				var now netip.Addr
 				err := errors.New("not asked")
-				for try := 0; err != nil && try < 5; try++ {
+				for try := 0; err != nil && try < 20; try++ {
 					now, err = askA(args[0], name)
 				}
 				if err != nil || now.String() != addr {
@@ -179,6 +179,8 @@ func TestLeasesOutliveSIGKILL(t *testing.T) {
 	defer load.Process().Kill()
 
 	asker := l.Lan.Command(lab.Self, "lease", resolver)
+	var said strings.Builder
+	asker.Stderr = &said
 	out, err := asker.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +213,7 @@ func TestLeasesOutliveSIGKILL(t *testing.T) {
 		for range 1 + rand.IntN(300) {
 			line, ok := <-lines
 			if !ok {
-				t.Fatal("the client has ended")
+				t.Fatalf("the client has ended: %v, %s", asker.Wait(), &said)
 			}
 			name, addr, _ := strings.Cut(line, " ")
 			if was := told[name]; was != "" && was != addr {

@@ -24,6 +24,7 @@ func TestRunLogs(t *testing.T) {
 	file := filepath.Join(dir, "log")
 	at := netip.AddrPortFrom(lab.Proxy4, 514)
 	syslog := startShell(t, l.Srv, "sh", "-c", "exec nc -d -u -l -k "+at.Addr().String()+" 514 >&2")
+	must(t, l.Srv, "sh", "-c", "until grep -q ':0202 ' /proc/net/udp; do sleep 0.02; done") // it listens
 	config := lab.File(t, "tunroute.yaml", runConfig(danted)+
 		"dns: {state: none}\n"+ // or the log tells how many leases the tests before have left
 		"log: {to: [stderr, {file: "+file+", format: json}, {syslog: \"udp:"+at.String()+"\", facility: local0}, {syslog: \"unix:/nobody\"}]}\n")

@@ -137,9 +137,9 @@ func routed(t *testing.T, l *lab.Lab, client *lab.Node) {
 				}
 			}
 		}
-		sh.Must(t, "ping -c 1 -W 5 %s", lab.SecretName)
+		sh.Must(t, "ping -c 1 -W 60 %s", lab.SecretName)
 		for _, a := range targets(viaDirect) {
-			sh.Must(t, "ping -c 1 -W 5 %s", a)
+			sh.Must(t, "ping -c 1 -W 60 %s", a)
 		}
 		for _, a := range targets(viaServer) {
 			if out, status := sh.Run(t, "ping -c 1 -W 5 %s", a); status != 1 {

@@ -118,8 +118,9 @@ func TestShortConnectionsReusePorts(t *testing.T) {
 				t.Errorf("%d of %d were lost: %q", r.LostN, tt.n, r.Lost)
 			}
 			// A SYN that is not answered is sent again after a second. Some may be
-			// lost on a busy machine; those that reuse a port are most of them.
-			if r.P90 >= time.Second {
+			// lost on a busy machine, which takes its time for all of them besides;
+			// those that reuse a port are most of them.
+			if r.P90 >= time.Second+2*r.P50 {
 				t.Errorf("one in ten took %v: SYNs are lost, or waited for", r.P90)
 			}
 		})

@@ -159,7 +159,7 @@ upstreams:
 rules:
   - {to: gone.test, via: gone}
   - {to: .test, via: far}
-timeouts: {request: 300ms}
+timeouts: {request: 3s} # never.test takes as long
 `, near.Target(), far, closed)
 	for _, c := range []struct {
 		network, name, end, err string

@@ -96,7 +96,7 @@ upstreams:
   here: socks5://%[1]s
 rules: [{proto: udp, via: %[2]s}]
 dns: {resolvers: ["%[3]s"]}
-timeouts: {udp-idle: 300ms}
+timeouts: {udp-idle: 3s}
 `, far.Target(), via, dns.Addr)
 			for _, network := range []string{"ip4", "ip6"} {
 				to := netip.AddrPortFrom(l.Lookup(network, "echo.test"), echo.Port())

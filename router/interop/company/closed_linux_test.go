@@ -17,7 +17,7 @@ func TestNothingTakesAnotherWay(t *testing.T) {
 		k := kinds[i]
 		t.Run(k.name, func(t *testing.T) {
 			sent := lab.NewWatch(t, n.sw.Node, node.Name+"-corp", node, netip.AddrPortFrom(corpDNS, 9))
-			c := k.start(t, node, config(t))
+			c := k.start(t, node, config(t, patient...))
 			// transfer leaves a transfer running that has no end.
 			transfer := func(fd int) {
 				t.Helper()

@@ -121,7 +121,7 @@ func (n *network) pages(host string) []string {
 // refusedByGateway is the rest of requirement 2: where our rules let it pass, it is the
 // gateway that refuses. No other is asked then.
 func (n *network) refusedByGateway(t *testing.T, k kind) (seen string) {
-	k.with(t, n.client, config(t, change{", port: http", ""}), func(c *client) {
+	k.with(t, n.client, config(t, append(patient, change{", port: http", ""})...), func(c *client) {
 		n.connections(t)
 		logged, said := n.logged(), len(c.tunroute.Log())
 		c.fails(t, webAddr, 8080, unreachable)
@@ -192,7 +192,7 @@ func (n *network) balance(t *testing.T, c *client) string {
 func (n *network) passwords(t *testing.T, k kind) (seen string) {
 	software := n.int[0].software
 	ask := func(name string, want []string, changes ...change) {
-		k.with(t, n.client, config(t, changes...), func(c *client) {
+		k.with(t, n.client, config(t, append(changes, patient...)...), func(c *client) {
 			logged := n.logged()
 			if name == "right" {
 				if got := c.get(t, "http://"+webAddr.String()+"/"); !slices.Contains(n.pages(webAddr.String()), got) {

@@ -220,7 +220,7 @@ type Result struct {
 
 // deadline of a command that takes a fraction of a second, or says how long it
 // takes.
-const deadline = 3 * time.Minute
+const deadline = 10 * time.Minute
 
 // Run runs a command on n and waits until it has ended and nobody has its output
 // any more. One that does not end is killed, and the test fails.
@@ -235,7 +235,7 @@ func (n *Node) RunWith(t testing.TB, change func(*exec.Cmd), args ...string) Res
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	cmd := n.command(ctx, args...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if change != nil {

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Shell is a shell, on a node or wherever its command leads, to which a test
@@ -45,7 +43,7 @@ func NewShell(t testing.TB, cmd *exec.Cmd) *Shell {
 	defer w.Close()
 	s.out, s.buf = r, bufio.NewReader(r)
 	cmd.Stdout, cmd.Stderr = w, (*shellLog)(s)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	if s.in, err = cmd.StdinPipe(); err == nil {
 		err = cmd.Start()
 	}
@@ -54,7 +52,7 @@ func NewShell(t testing.TB, cmd *exec.Cmd) *Shell {
 	}
 	t.Cleanup(func() {
 		s.in.Close()
-		unix.Kill(cmd.Process.Pid, unix.SIGKILL)
+		cmd.Process.Kill() // not by its number, which may be another's if Wait has returned
 		cmd.Wait()
 		r.Close()
 		if t.Failed() {

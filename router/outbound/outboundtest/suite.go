@@ -24,7 +24,7 @@ import (
 
 // patience is how long anything in the suite may take that should take no time.
 // It decides nothing but when a test that hangs is given up.
-const patience = time.Minute
+const patience = 10 * time.Minute
 
 // Options say what the outbound under test, or a server behind it, is known not
 // to do. The zero value is an outbound that does everything.

@@ -74,7 +74,7 @@ func one(t *testing.T, id, at string, limit time.Duration, reached bool) Row {
 func TestVerdicts(t *testing.T) {
 	const (
 		longLimit = 30 * time.Second
-		shortOne  = 300 * time.Millisecond // where the answer is silence
+		shortOne  = time.Second // where the answer is silence
 		zeros     = "00000000000000"
 		ok        = "r w0500 r w05000001000000000000"
 	)

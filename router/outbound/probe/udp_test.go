@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,13 +20,9 @@ func TestUDPVerdicts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := make(chan netip.AddrPort, 1)
+		var client atomic.Pointer[netip.AddrPort] // who came last
 		relay := outboundtest.ServeUDP(t, loopback, func(_ *net.UDPConn, from netip.AddrPort, b []byte) {
-			select { // who came last is told
-			case <-client:
-			default:
-			}
-			client <- from
+			client.Store(&from)
 			if h, payload, err := socks.ParseUDP(b); err == nil {
 				outer.WriteToUDPAddrPort(payload, h.Addr)
 			}
@@ -43,13 +40,12 @@ func TestUDPVerdicts(t *testing.T) {
 				if err != nil {
 					return
 				}
-				to := <-client
-				client <- to
-				if !answers {
+				to := client.Load()
+				if !answers || to == nil {
 					continue
 				}
 				header, _ := socks.AppendUDPHeader(nil, socks.Addr{Name: "somebody", Port: from.Port()})
-				back.WriteToUDPAddrPort(append(header, b[:n]...), to)
+				back.WriteToUDPAddrPort(append(header, b[:n]...), *to)
 			}
 		}()
 		t.Cleanup(func() {
