@@ -286,11 +286,42 @@ func privateAddr(rr dns.RR) netip.Addr {
 	return netip.Addr{}
 }
 
+// privateNets are what netip has no word for: "this network", which systems take for
+// themselves; the space shared by the customers of a provider (RFC 6598), in which are
+// overlay networks too; broadcast; site-local, which is deprecated (RFC 3879) and still
+// routed; NAT64 of one's own network (RFC 8215).
+var privateNets = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("fec0::/10"),
+	netip.MustParsePrefix("64:ff9b:1::/48"),
+}
+
+// embeds are IPv6 addresses that lead to an IPv4 address in them: of NAT64 (RFC 6052),
+// 6to4 (RFC 3056), and "IPv4-compatible" ones (RFC 4291 §2.5.5.1).
+var embeds = []struct {
+	in netip.Prefix
+	at int // where the IPv4 address is
+}{
+	{netip.MustParsePrefix("64:ff9b::/96"), 12},
+	{netip.MustParsePrefix("2002::/16"), 2},
+	{netip.MustParsePrefix("::/96"), 12},
+}
+
 // isPrivate tells whether an address is one of networks that nobody outside of them
-// can mean: RFC 1918, RFC 4193, loopback, link-local, and "this network", which
-// systems take for themselves.
+// can mean: RFC 1918, RFC 4193, loopback, link-local and privateNets, or leads to one.
 func isPrivate(a netip.Addr) bool {
-	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || a.Is4() && a.As4()[0] == 0
+	if a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() ||
+		slices.ContainsFunc(privateNets, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return true
+	}
+	for _, e := range embeds {
+		if b := a.As16(); e.in.Contains(a) {
+			return isPrivate(netip.AddrFrom4([4]byte(b[e.at:])))
+		}
+	}
+	return false
 }
 
 // private domains are no part of the public tree, so that their names may well have

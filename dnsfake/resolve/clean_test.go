@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -82,7 +83,8 @@ func TestClean(t *testing.T) {
 		{"in a hint", dns.TypeHTTPS, false, list(`www.example.com. 60 IN HTTPS 1 . alpn="h2" ipv4hint="203.0.113.1,10.0.0.1"`, `www.example.com. 60 IN HTTPS 2 . ipv6hint="2001:db8::1"`), nil, nil,
 			list(`www.example.com. HTTPS 2 . ipv6hint="2001:db8::1"`), "10.0.0.1"},
 		{"in ANY", dns.TypeANY, false, list("www.example.com. 60 IN A 10.0.0.1", `www.example.com. 60 IN TXT "x"`), nil, nil, list(`www.example.com. TXT "x"`), "10.0.0.1"},
-		{"shared address space is not refused", dns.TypeA, false, list("www.example.com. 60 IN A 100.64.0.1"), nil, nil, list("www.example.com. A 100.64.0.1"), ""},
+		{"shared address space", dns.TypeA, false, list("www.example.com. 60 IN A 100.64.0.1"), nil, nil, nil, "100.64.0.1"},
+		{"beside shared address space", dns.TypeA, false, list("www.example.com. 60 IN A 100.128.0.1"), nil, nil, list("www.example.com. A 100.128.0.1"), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			query := new(dns.Msg).SetQuestion("www.example.com.", tt.qtype)
@@ -201,6 +203,23 @@ func TestAliasesEnd(t *testing.T) {
 		a, err := clean(b, &q, false)
 		if ok := err == nil && len(a.addrs) == 1; ok != want {
 			t.Errorf("%d aliases: %v", n, err)
+		}
+	}
+}
+
+func TestIsPrivate(t *testing.T) {
+	for text, want := range map[string]bool{
+		"10.1.2.3": true, "172.16.0.1": true, "172.32.0.1": false, "192.168.1.1": true, "192.169.1.1": false,
+		"127.0.0.2": true, "169.254.1.1": true, "0.0.0.0": true, "0.1.2.3": true, "1.0.0.0": false,
+		"100.64.0.0": true, "100.127.255.255": true, "100.63.255.255": false, "100.128.0.0": false,
+		"255.255.255.255": true, "255.255.255.254": false,
+		"::": true, "::1": true, "fe80::1": true, "fd00::1": true, "fec0::1": true, "feff::1": true, "2001:db8::1": false,
+		"64:ff9b::192.168.1.1": true, "64:ff9b::203.0.113.1": false, "64:ff9b:1::1": true, "64:ff9b:2::a00:1": false,
+		"2002:a00:1::1": true, "2002:cb00:7101::1": false, "2002:7f00:1::": true,
+		"::127.0.0.1": true, "::203.0.113.1": false, "::0.0.0.2": true,
+	} {
+		if got := isPrivate(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
 		}
 	}
 }
