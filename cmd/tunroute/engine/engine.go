@@ -262,7 +262,11 @@ func (e *Engine) Run(ctx context.Context) error {
 			stopFront()
 		}
 	})
-	others.Go(func() { _ = e.pool.Run(background) }) // it returns nil
+	// What writes the leases down ends last: until then clients are told of them.
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWriting()
+	var writer sync.WaitGroup
+	writer.Go(func() { _ = e.pool.Run(writing) }) // it returns nil
 	if len(packets)+len(listeners) > 0 {
 		others.Go(func() {
 			if dnsErr = e.dns.Serve(background, packets, listeners); dnsErr != nil {
@@ -303,6 +307,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.bridge.queries.Wait()
 	stop()
 	others.Wait()
+	stopWriting()
+	writer.Wait()
 	e.mu.Lock()
 	e.groups.end()
 	e.lookups.now.Load().close()

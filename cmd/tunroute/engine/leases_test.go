@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -159,4 +160,67 @@ func TestLeasesAreKept(t *testing.T) {
 			t.Errorf("a.test was at %v, is at %v", first, again)
 		}
 	})
+}
+
+// What a client of dns.listen is told of while an engine ends is in the file.
+func TestLeasesOfTheLastMomentAreKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	for round := range 5 {
+		at := outboundtest.ClosedPort(t, enginetest.Loopback)
+		start := func(key string) *engine.Engine {
+			t.Helper()
+			cfg := enginetest.Parse(t, "tun: off\nrules: [{via: reject}]\ndns: {listen: ['%s'], key: '%s%d'}\n", at, key, round)
+			e, err := engine.New(cfg, engine.Options{Leases: path, LeasesGiven: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		}
+		e := start("one")
+		ctx, stop := context.WithCancel(t.Context())
+		var running, asking sync.WaitGroup
+		running.Go(func() {
+			if err := e.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		var mu sync.Mutex
+		told := make(map[string]netip.Addr)
+		for g := range 8 {
+			asking.Go(func() {
+				r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return new(net.Dialer).DialContext(ctx, "tcp", at.String())
+				}}
+				for i := 0; ; i++ {
+					name := fmt.Sprintf("n%d-%d-%d.test", round, g, i)
+					got, err := r.LookupNetIP(enginetest.Within(t), "ip4", name+".")
+					if err != nil {
+						if ctx.Err() != nil {
+							return
+						}
+						continue // it does not listen yet
+					}
+					mu.Lock()
+					told[name] = got[0].Unmap()
+					if len(told) == 100 {
+						stop()
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		asking.Wait()
+		running.Wait()
+		again := start("two")
+		for name, addr := range told {
+			if l, ok := again.FindLease(name); !ok || l.V4 != addr {
+				t.Errorf("round %d: %s was told to be at %v, is at %+v, %v", round, name, addr, l, ok)
+			}
+		}
+		ctx, stop = context.WithCancel(t.Context())
+		stop()
+		if err := again.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
