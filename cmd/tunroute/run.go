@@ -95,6 +95,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	servers, early := d.earlyServers(ctx)
+	if err := lasting(early); err != nil {
+		return err
+	}
 	// A second daemon fails here, before it touches what is the first one's.
 	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU, Queues: d.cfg.TUN.Queues})
 	if errors.Is(err, syscall.EACCES) {
@@ -124,12 +128,14 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, applied.Undo()) }()
 	// From here on nothing takes another way. What goes into the device waits there.
-	servers, err := d.awaitServers(ctx)
-	if ctx.Err() != nil {
-		return nil
-	}
-	if err != nil {
-		return err
+	if early != nil {
+		servers, err = d.awaitServers(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := d.checkLoops(dev.Name(), servers); err != nil {
 		return err
@@ -143,6 +149,14 @@ const (
 	firstWait = time.Second
 	lastWait  = 30 * time.Second
 )
+
+// earlyServers resolves the servers before there are routes, while a resolver on this host
+// can: its own questions will go into the TUN. Whoever is slow is asked again behind them.
+func (d *daemon) earlyServers(ctx context.Context) ([]engine.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstWait)
+	defer cancel()
+	return engine.Servers(ctx, d.cfg, d.cfg.TUN.Mark.Value)
+}
 
 // awaitServers resolves the servers, as soon as it can be done: after a boot there may be
 // no network yet. Our queries have the mark, by which they are let out.
@@ -160,6 +174,14 @@ func (d *daemon) awaitServers(ctx context.Context) ([]engine.Server, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// lasting returns err unless time may mend it: a server's name has no address.
+func lasting(err error) error {
+	if none := (*engine.LookupError)(nil); errors.As(err, &none) {
+		return nil
+	}
+	return err
 }
 
 // leaseFile returns the file of leases, or "".

@@ -6,13 +6,19 @@ import (
 	"io/fs"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 const (
 	resolvConf = "/etc/resolv.conf"
-	dnsPort    = 53
+
+	// Where systemd-resolved writes whom it asks itself, in the form of a
+	// resolv.conf (systemd-resolved.service(8)).
+	behindStub = "/run/systemd/resolve/resolv.conf"
+
+	dnsPort = 53
 
 	// More name servers than this no resolver asks (MAXNS of resolv.conf(5)).
 	maxServers = 3
@@ -30,7 +36,11 @@ type Conf struct {
 
 // System is how this machine resolves names: the content of a resolv.conf(5) file,
 // read again when it has changed. It is safe for concurrent use.
-type System struct{ file watched[Conf] }
+type System struct {
+	file watched[Conf]
+
+	behind *System // where the file names the stub of systemd-resolved and nobody else
+}
 
 // NewSystem returns what a resolv.conf says; an empty path means /etc/resolv.conf.
 // Nothing is read yet.
@@ -54,12 +64,38 @@ func NewSystem(path string) *System {
 	return s
 }
 
+// BehindStub makes Conf see through the stub of systemd-resolved, whose own questions
+// may lead back here: where the file names it and nobody else, the servers are those
+// that it asks, which a file has; an empty path is where systemd-resolved writes it.
+// The file is not asked for else. It is called before Conf.
+func (s *System) BehindStub(path string) {
+	if path == "" {
+		path = behindStub
+	}
+	s.behind = NewSystem(path)
+}
+
+// isStub tells whether a server is the stub of systemd-resolved.
+func isStub(server netip.AddrPort) bool {
+	a := server.Addr()
+	return a == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || a == netip.AddrFrom4([4]byte{127, 0, 0, 54})
+}
+
 // Conf returns what the file says now, as of at most five seconds ago. As glibc does,
 // it has the first three servers, passes over what is no address, and has the server
 // on this machine, 127.0.0.1:53, where none is left or /etc/resolv.conf does not exist.
 // Where a system keeps its servers elsewhere (Windows) an empty path is an error that Is
 // [errors.ErrUnsupported].
-func (s *System) Conf() (Conf, error) { return s.file.get() }
+func (s *System) Conf() (Conf, error) {
+	conf, err := s.file.get()
+	if err != nil || s.behind == nil || slices.ContainsFunc(conf.Servers, func(a netip.AddrPort) bool { return !isStub(a) }) {
+		return conf, err
+	}
+	if behind, err := s.behind.Conf(); err == nil && !behind.Servers[0].Addr().IsLoopback() { // which stands for none
+		conf.Servers = behind.Servers
+	}
+	return conf, nil
+}
 
 // parseResolvConf reads the text of a resolv.conf. A keyword is at the start of its
 // line.

@@ -103,6 +103,31 @@ func writeFile(t *testing.T, path, text string, second int) {
 	}
 }
 
+// TestBehindStub: of systemd-resolved's stub those are asked that it asks, with the
+// search list of resolv.conf; but not where others are named, or it has not said whom.
+func TestBehindStub(t *testing.T) {
+	dir := t.TempDir()
+	for i, tt := range []struct{ conf, behind, want string }{
+		{"nameserver 127.0.0.53\nsearch lan\noptions ndots:2\n", "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch other\n", "{[192.0.2.1:53 192.0.2.2:53] [lan] 2}"},
+		{"nameserver 127.0.0.54\n", "nameserver 192.0.2.1\n", "{[192.0.2.1:53] [] 1}"},
+		{"nameserver 127.0.0.53\nnameserver 192.0.2.9\n", "nameserver 192.0.2.1\n", "{[127.0.0.53:53 192.0.2.9:53] [] 1}"},
+		{"nameserver 127.0.0.1\n", "nameserver 192.0.2.1\n", "{[127.0.0.1:53] [] 1}"},
+		{"nameserver 127.0.0.53\n", "# none yet\n", "{[127.0.0.53:53] [] 1}"},
+		{"nameserver 127.0.0.53\n", "", "{[127.0.0.53:53] [] 1}"},
+	} {
+		conf, behind := fmt.Sprintf("%s/conf%d", dir, i), fmt.Sprintf("%s/behind%d", dir, i)
+		writeFile(t, conf, tt.conf, 1)
+		if tt.behind != "" {
+			writeFile(t, behind, tt.behind, 1)
+		}
+		s := NewSystem(conf)
+		s.BehindStub(behind)
+		if got, err := s.Conf(); err != nil || fmt.Sprint(got) != tt.want {
+			t.Errorf("%q and %q: %v, %v, want %s", tt.conf, tt.behind, got, err, tt.want)
+		}
+	}
+}
+
 func TestSystemOfThisMachine(t *testing.T) {
 	switch got, err := NewSystem("").Conf(); {
 	case err == nil && len(got.Servers) > 0:

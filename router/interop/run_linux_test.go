@@ -243,6 +243,35 @@ func TestRunWaitsForNames(t *testing.T) {
 	stopRun(t, d)
 }
 
+// Beside a resolver on this host that is the stub of systemd-resolved, those that it asks
+// are asked: its own questions come here.
+func TestRunBesideResolved(t *testing.T) {
+	needClients(t)
+	lab.Need(t, "dnsmasq", "dnsmasq-base")
+	l := newLab(t)
+	conf := must(t, l.Host, "cat", "/etc/resolv.conf")
+	servers := strings.TrimSpace(strings.TrimPrefix(conf, "nameserver "))
+	stub := startShell(t, l.Host, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--group=",
+		"--no-hosts", "--no-resolv", "--bind-interfaces", "--log-facility=-", "--cache-size=0", "--listen-address=127.0.0.53", "--server="+servers)
+	stub.AwaitLog(t, 0, "started, ")
+	l.Host.Cover(t, "/etc/resolv.conf", "nameserver 127.0.0.53\n")
+	if err := os.MkdirAll("/run/systemd/resolve", 0o755); err != nil { // the lab's own /run
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("/run/systemd/resolve/resolv.conf", []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll("/run/systemd") })
+	d := startRun(t, l, lab.File(t, "tunroute.yaml", "rules: [{via: direct}]\nnames: {local: "+lab.PublicName+"}\n"))
+	defer stopRun(t, d)
+	if out := must(t, l.Host, "dig", "+short", "+tries=1", lab.PublicName); out != lab.Target4(1).String()+"\n" {
+		t.Errorf("by way of the stub: %q, want the true address", out)
+	}
+	if out := must(t, l.Host, "curl", "-s", "-m", "60", "http://"+lab.PublicName+"/"); !strings.Contains(out, "the page of "+lab.PublicName) {
+		t.Errorf("the page is %q", out)
+	}
+}
+
 // Killed, it leaves nothing that would let packets out, and starting it again
 // cleans up.
 func TestRunIsKilled(t *testing.T) {

@@ -459,7 +459,7 @@ func Servers(ctx context.Context, cfg *config.Config, mark uint32) ([]Server, er
 			}
 		}
 	}
-	servers, err := resolvers(cfg)
+	servers, err := resolvers(cfg, mark)
 	if err != nil {
 		return nil, err
 	}

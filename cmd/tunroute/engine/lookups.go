@@ -77,7 +77,7 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 	if err != nil {
 		return nil, err
 	}
-	system := resolve.NewSystem("")
+	system := newSystem(mark)
 	private := cfg.PrivateNames()
 	var table rule.NameTable[*resolve.Resolver]
 	var all *resolve.Resolver // for names that are in none of table
@@ -240,10 +240,21 @@ func (l *lookups) close() {
 	}
 }
 
+// newSystem returns how this machine resolves names. A mark keeps our own questions out
+// of a TUN that catches all, but not those of a resolver on this host.
+func newSystem(mark uint32) *resolve.System {
+	s := resolve.NewSystem("")
+	if mark != 0 {
+		s.BehindStub("")
+	}
+	return s
+}
+
 // resolvers returns the addresses of those of dns.resolvers that this machine asks
 // itself, as they are now.
-func resolvers(cfg *config.Config) ([]Server, error) {
+func resolvers(cfg *config.Config, mark uint32) ([]Server, error) {
 	var all []Server
+	system := newSystem(mark)
 	for i := range cfg.DNS.Resolvers {
 		r := &cfg.DNS.Resolvers[i]
 		var mark uint32
@@ -256,7 +267,7 @@ func resolvers(cfg *config.Config) ([]Server, error) {
 		}
 		addrs := r.Addrs()
 		if r.Protocol == config.System {
-			conf, err := resolve.NewSystem("").Conf()
+			conf, err := system.Conf()
 			if err != nil {
 				return nil, fmt.Errorf("dns.resolvers: system: %w", err)
 			}
