@@ -24,16 +24,16 @@ var (
 // identPort is where to ask (RFC 1413 §1).
 const identPort = 113
 
-// Ask asks the machine at the other end of a TCP connection whose that is; here and
-// there are its two ends. It blocks until ctx ends at most. What it returns proves
-// nothing: there may be anybody there.
-func Ask(ctx context.Context, here, there netip.AddrPort) (user string, err error) {
-	return askAt(ctx, here, there, identPort)
+// Ask asks the machine at the other end of a TCP connection whose that is, by a
+// connection of d; here and there are its two ends. It blocks until ctx ends at most.
+// What it returns proves nothing: there may be anybody there.
+func Ask(ctx context.Context, d net.Dialer, here, there netip.AddrPort) (user string, err error) {
+	return askAt(ctx, d, here, there, identPort)
 }
 
-func askAt(ctx context.Context, here, there netip.AddrPort, port uint16) (string, error) {
+func askAt(ctx context.Context, d net.Dialer, here, there netip.AddrPort, port uint16) (string, error) {
 	// From the address that the connection is to, or nobody knows of it there.
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(here.Addr(), 0))}
+	d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(here.Addr(), 0))
 	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(there.Addr(), port).String())
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoAnswer, err)

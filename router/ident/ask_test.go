@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -41,14 +42,19 @@ func TestAskIsAnswered(t *testing.T) {
 	in, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	port := asked.Addr().(*net.TCPAddr).AddrPort().Port()
-	if user, err := askAt(in, to, from, port); user != "alice" || err != nil {
+	controlled := 0
+	d := net.Dialer{Control: func(string, string, syscall.RawConn) error { controlled++; return nil }}
+	if user, err := askAt(in, d, to, from, port); user != "alice" || err != nil {
 		t.Errorf("got %q, %v, want alice", user, err)
 	}
-	if user, err := askAt(in, to, netip.AddrPortFrom(from.Addr(), from.Port()^1), port); !errors.Is(err, ErrNoUser) {
+	if user, err := askAt(in, d, to, netip.AddrPortFrom(from.Addr(), from.Port()^1), port); !errors.Is(err, ErrNoUser) {
 		t.Errorf("of another connection: %q, %v", user, err)
 	}
-	if user, err := askAt(in, to, from, to.Port()^1); !errors.Is(err, ErrNoAnswer) {
+	if user, err := askAt(in, d, to, from, to.Port()^1); !errors.Is(err, ErrNoAnswer) {
 		t.Errorf("nobody there: %q, %v", user, err)
+	}
+	if controlled != 3 {
+		t.Errorf("%d sockets are the dialer's, want 3", controlled)
 	}
 }
 

@@ -84,7 +84,7 @@ func (p Password) Negotiate(ctx context.Context, s *Stream) (Identity, error) {
 // Ident lets in whom the client's machine names (RFC 1413, which danted calls rfc931):
 // it is for networks whose machines are trusted.
 type Ident struct {
-	// Ask asks whose the connection between here and there is. [ident.Ask] does.
+	// Ask asks whose the connection between here and there is, as [ident.Ask] does.
 	Ask func(ctx context.Context, here, there netip.AddrPort) (user string, err error)
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"tunroute/router/flow"
@@ -90,6 +91,9 @@ type Options struct {
 
 	Negotiate  time.Duration // 0: DefaultNegotiate
 	MaxClients int           // that have not asked yet; 0: DefaultMaxClients
+
+	// Control is a [net.ListenConfig]'s, for the sockets of associations. nil: none.
+	Control func(network, address string, c syscall.RawConn) error
 
 	MaxAssociations int          // one more, and who was silent for long makes room; 0: DefaultMaxAssociations
 	Logger          *slog.Logger // nil discards

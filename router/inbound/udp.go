@@ -44,14 +44,14 @@ func (c *client) associate(ctx context.Context, f flow.Flow, from netip.AddrPort
 		q.Refuse(fmt.Errorf("%w: no UDP by this listener", socks.ReplyCommand))
 		return
 	}
-	at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(local.AddrPort().Addr().Unmap(), 0))
-	at.Zone = local.Zone
-	socket, err := net.ListenUDP("udp", at)
+	lc := net.ListenConfig{Control: c.server.opts.Control}
+	opened, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(local.AddrPort().Addr().Unmap(), 0).String())
 	if err != nil {
 		c.server.log.Warn("no socket for an association", "inbound", c.listener.Name, "err", err)
 		q.Refuse(err)
 		return
 	}
+	socket := opened.(*net.UDPConn)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a := &association{socket: socket, owner: c.source.Addr(), end: cancel}

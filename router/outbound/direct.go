@@ -96,7 +96,7 @@ func NewDirect(o DirectOptions) (*Direct, error) {
 	o.Bind = o.Bind.Unmap()
 	d := &Direct{opts: o, network: "ip"}
 	d.dialer.KeepAliveConfig = keepAlive
-	d.dialer.Control = d.control
+	d.dialer.Control = d.Control
 	if o.Bind.IsValid() {
 		d.dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Bind, 0))
 		d.network = "ip6"
@@ -268,7 +268,7 @@ func moreTelling(a, b error) error {
 // OpenUDP opens one socket for both families, or for that of Bind. It does not
 // block.
 func (d *Direct) OpenUDP(ctx context.Context) (PacketConn, error) {
-	lc := net.ListenConfig{Control: d.control}
+	lc := net.ListenConfig{Control: d.Control}
 	local := ":0"
 	if d.opts.Bind.IsValid() {
 		local = netip.AddrPortFrom(d.opts.Bind, 0).String()
@@ -325,7 +325,7 @@ func (c *directUDP) Prepare(ctx context.Context, t flow.Target) (flow.Target, er
 // routed returns the address from which our sockets go to a, or why they have no way
 // there. Connecting a UDP socket asks the kernel that and sends nothing.
 func (d *Direct) routed(ctx context.Context, a netip.Addr) (netip.Addr, error) {
-	probe := net.Dialer{Control: d.control}
+	probe := net.Dialer{Control: d.Control}
 	if d.opts.Bind.IsValid() {
 		probe.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.opts.Bind, 0))
 	}

@@ -107,7 +107,7 @@ func (d *Direct) icmpSocket(family icmpFamily, dst netip.Addr) (conn net.Conn, r
 	if err != nil {
 		return nil, false, err
 	}
-	if err := d.control("icmp", "", rc); err != nil {
+	if err := d.Control("icmp", "", rc); err != nil {
 		return nil, false, err
 	}
 	if d.opts.Bind.IsValid() && d.opts.Bind.Is4() == dst.Is4() {

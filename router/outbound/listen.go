@@ -50,7 +50,7 @@ func (d *Direct) Listen(ctx context.Context, at netip.AddrPort) (net.Listener, e
 }
 
 func (d *Direct) listen(ctx context.Context, at string) (*net.TCPListener, error) {
-	lc := net.ListenConfig{Control: d.control, KeepAliveConfig: keepAlive}
+	lc := net.ListenConfig{Control: d.Control, KeepAliveConfig: keepAlive}
 	// Multipath TCP, for which Go would listen, cannot be spliced.
 	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(ctx, "tcp", at)

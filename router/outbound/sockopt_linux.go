@@ -18,8 +18,10 @@ func checkSocketOptions(o DirectOptions) error {
 	return nil
 }
 
-// control sets the options of a new socket before it is bound or connected.
-func (d *Direct) control(network, _ string, c syscall.RawConn) error {
+// Control sets the options of a new socket before it is bound or connected: it is what
+// [net.Dialer] and [net.ListenConfig] have a Control for, and gives the sockets of others
+// the interface and the mark of ours.
+func (d *Direct) Control(network, _ string, c syscall.RawConn) error {
 	var err error
 	set := func(name string, f func() error) {
 		if err == nil {

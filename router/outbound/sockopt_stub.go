@@ -18,4 +18,5 @@ func checkSocketOptions(o DirectOptions) error {
 	return nil
 }
 
-func (d *Direct) control(string, string, syscall.RawConn) error { return nil }
+// Control does nothing: there is nothing to set.
+func (d *Direct) Control(string, string, syscall.RawConn) error { return nil }

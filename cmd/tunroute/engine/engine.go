@@ -20,6 +20,7 @@ import (
 	"tunroute/router"
 	"tunroute/router/ident"
 	"tunroute/router/inbound"
+	"tunroute/router/outbound"
 	"tunroute/router/outbound/group"
 	"tunroute/router/rule"
 	"tunroute/stack"
@@ -56,8 +57,9 @@ type Engine struct {
 	router *router.Router
 	stack  *stack.Stack // nil without a device
 	bridge *bridge
-	ident  *ident.Server   // nil where there is no ident.listen
-	server *inbound.Server // nil where there is no listen
+	ident  *ident.Server    // nil where there is no ident.listen
+	server *inbound.Server  // nil where there is no listen
+	own    *outbound.Direct // for sockets besides those of flows
 
 	mu      sync.Mutex // of Reload; guards groups and limits
 	groups  runners

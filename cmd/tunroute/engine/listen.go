@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -15,10 +16,14 @@ import (
 	"tunroute/router/ident"
 	"tunroute/router/inbound"
 	"tunroute/router/inbound/users"
+	"tunroute/router/outbound"
 )
 
 // newServer makes the server of listen.
-func (e *Engine) newServer() (*inbound.Server, error) {
+func (e *Engine) newServer() (_ *inbound.Server, err error) {
+	if e.own, err = outbound.NewDirect(outbound.DirectOptions{Mark: e.opts.Mark}); err != nil {
+		return nil, err
+	}
 	return inbound.New(inbound.Options{
 		Serve: func(ctx context.Context, f flow.Flow, c inbound.Call) { e.router.ServeCall(ctx, f, c) },
 		Associate: func(f flow.Flow, c inbound.PacketClient) (inbound.Association, error) {
@@ -26,6 +31,7 @@ func (e *Engine) newServer() (*inbound.Server, error) {
 		},
 		MaxAssociations: e.current.Load().Limits.UDPSessions,
 		Admits:          e.router.Admits,
+		Control:         e.own.Control,
 		Logger:          e.log,
 	})
 }
@@ -96,7 +102,10 @@ func (e *Engine) methods(l config.Listener) (list []inbound.Method, err error) {
 			}
 			list = append(list, inbound.Password{Checker: known})
 		case config.AuthIdent:
-			list = append(list, inbound.Ident{Ask: ident.Ask})
+			d := net.Dialer{Control: e.own.Control}
+			list = append(list, inbound.Ident{Ask: func(ctx context.Context, here, there netip.AddrPort) (string, error) {
+				return ident.Ask(ctx, d, here, there)
+			}})
 		case config.AuthGSSAPI:
 			m, err := gssapiMethod(l)
 			if err != nil {

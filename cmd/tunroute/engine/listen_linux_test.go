@@ -1,0 +1,95 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tunroute/cmd/tunroute/engine"
+	"tunroute/cmd/tunroute/engine/enginetest"
+	"tunroute/router/socks"
+)
+
+// markAt returns the mark of the UDP socket of this process at a port of 127.0.0.1.
+func markAt(t *testing.T, port uint16) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		fd, _ := strconv.Atoi(f.Name())
+		at, err := unix.Getsockname(fd)
+		a, ok := at.(*unix.SockaddrInet4)
+		if err != nil || !ok || a.Port != int(port) || a.Addr != [4]byte{127, 0, 0, 1} {
+			continue
+		}
+		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_DGRAM {
+			continue
+		}
+		mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mark
+	}
+	t.Fatalf("no socket at %d", port)
+	return 0
+}
+
+// TestAssociationsAreMarked: with an interface beside it, what a listener sends to its
+// clients would go there otherwise.
+func TestAssociationsAreMarked(t *testing.T) {
+	const mark = 0x7412
+	at := netip.AddrPortFrom(enginetest.Loopback, freePort(t))
+	ready := make(chan struct{})
+	e, err := engine.New(enginetest.Parse(t, "tun: off\nlisten: {socks: %s}\nrules: [{via: direct}]\n", at), engine.Options{Mark: mark, Ready: func() { close(ready) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var run sync.WaitGroup
+	run.Go(func() {
+		if err := e.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { stop(); run.Wait() })
+	enginetest.Receive(t, "ready", ready)
+
+	c, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(enginetest.Patience))
+	b, err := socks.AppendRequest(socks.AppendMethods(nil, socks.MethodNone), socks.UDPAssociate, socks.Addr{IP: netip.IPv4Unspecified()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Write(b)
+	if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
+		t.Fatal(err)
+	}
+	relay, err := socks.ReadReply(c)
+	if errors.Is(err, socks.ReplyRuleset) && os.Getuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("marks need CAP_NET_ADMIN")
+		}
+		t.Skip("marks need CAP_NET_ADMIN")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := markAt(t, relay.Port); got != mark {
+		t.Errorf("the mark is %#x, want %#x", got, mark)
+	}
+}
