@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jcmturner/gokrb5/v8/config"
@@ -50,12 +51,23 @@ type ClientOptions struct {
 type Client struct {
 	o ClientOptions
 
-	turn chan struct{} // has one element unless somebody gets tickets; guards what follows
-
-	source  stamp              // of the file that tickets came from
-	tgt     *ticket            // of the key in Keytab
-	tickets map[string]*ticket // by service
+	mu     sync.Mutex        // guards what follows; not held while somebody is asked
+	source stamp             // of the file that tickets come from
+	known  map[string]*known // by service; "" is the ticket that the key in Keytab gets
 }
+
+// known is what is known of a service, or is being found out.
+type known struct {
+	done   chan struct{} // closed when what follows is there
+	ticket *ticket
+	err    error // why there is none
+	at     time.Time
+	gaveUp bool // whoever asked did not wait for an answer: err says nothing of the service
+}
+
+// remembered is how long a failure counts: flows to a realm whose KDC is dead hear of
+// that, and do not each find it out again.
+const remembered = 5 * time.Second
 
 // NewClient returns a Client. It reads nothing yet.
 func NewClient(o ClientOptions) *Client {
@@ -65,9 +77,7 @@ func NewClient(o ClientOptions) *Client {
 	if o.LookupSRV == nil {
 		o.LookupSRV = net.DefaultResolver.LookupSRV
 	}
-	c := &Client{o: o, turn: make(chan struct{}, 1), tickets: make(map[string]*ticket)}
-	c.turn <- struct{}{}
-	return c
+	return &Client{o: o, known: make(map[string]*known)}
 }
 
 // ticket is a ticket and what belongs to it.
@@ -95,12 +105,6 @@ func (c *Client) Initiate(ctx context.Context, service, host string) (gssapi.Con
 	}
 	name.NameType = nametype.KRB_NT_SRV_HST
 
-	select {
-	case <-c.turn:
-		defer func() { c.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for a Kerberos ticket: %w", context.Cause(ctx))
-	}
 	t, err := c.ticket(ctx, name, realm)
 	if err != nil {
 		return nil, err
@@ -123,7 +127,57 @@ func stampOf(name string) (stamp, error) {
 	return stamp{name, info.ModTime(), info.Size()}, nil
 }
 
-// ticket returns a ticket for a service. It has the turn.
+// get returns the ticket for a service that is known, or what fetch gets, which is asked
+// by one goroutine at a time for each service. What is known counts for one version of the
+// file that tickets come from.
+func (c *Client) get(ctx context.Context, source stamp, service string, fetch func() (*ticket, error)) (*ticket, error) {
+	for {
+		c.mu.Lock()
+		if source != c.source {
+			c.source, c.known = source, make(map[string]*known)
+		}
+		k := c.known[service]
+		if k.useful() {
+			c.mu.Unlock()
+			select {
+			case <-k.done:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("wait for a Kerberos ticket: %w", context.Cause(ctx))
+			}
+			if k.gaveUp {
+				continue
+			}
+			return k.ticket, k.err
+		}
+		k = &known{done: make(chan struct{})}
+		c.known[service] = k
+		c.mu.Unlock()
+		began := time.Now()
+		k.ticket, k.err = fetch()
+		k.at = time.Now()
+		k.gaveUp = k.err != nil && ctx.Err() != nil && k.at.Sub(began) < kdcTime
+		close(k.done)
+		return k.ticket, k.err
+	}
+}
+
+// useful says that nobody has to be asked: it is known, or is being found out.
+func (k *known) useful() bool {
+	if k == nil {
+		return false
+	}
+	select {
+	case <-k.done:
+	default:
+		return true
+	}
+	if k.err != nil {
+		return !k.gaveUp && time.Since(k.at) < remembered
+	}
+	return k.ticket.good()
+}
+
+// ticket returns a ticket for a service.
 func (c *Client) ticket(ctx context.Context, name types.PrincipalName, realm string) (*ticket, error) {
 	file, err := c.file()
 	if err != nil {
@@ -133,29 +187,19 @@ func (c *Client) ticket(ctx context.Context, name types.PrincipalName, realm str
 	if err != nil {
 		return nil, c.noFile(file, err)
 	}
-	if source != c.source {
-		c.source, c.tgt = source, nil
-		clear(c.tickets)
-	}
-	service := name.PrincipalNameString() + "@" + realm
-	if t := c.tickets[service]; t.good() {
-		return t, nil
-	}
-	var t *ticket
-	var tgt *ticket
-	if c.o.Keytab != "" {
-		tgt, err = c.login(ctx, file)
-	} else {
-		t, tgt, err = readCCache(file, name, realm)
-	}
-	if err == nil && t == nil {
-		t, err = c.request(ctx, tgt, name, realm)
-	}
-	if err != nil {
-		return nil, err
-	}
-	c.tickets[service] = t
-	return t, nil
+	return c.get(ctx, source, name.PrincipalNameString()+"@"+realm, func() (*ticket, error) {
+		var t, tgt *ticket
+		var err error
+		if c.o.Keytab != "" {
+			tgt, err = c.get(ctx, source, "", func() (*ticket, error) { return c.login(ctx, file) })
+		} else {
+			t, tgt, err = readCCache(file, name, realm)
+		}
+		if err == nil && t == nil {
+			t, err = c.request(ctx, tgt, name, realm)
+		}
+		return t, err
+	})
 }
 
 // file returns the path of the file that our tickets come from.
@@ -291,9 +335,6 @@ func choose(ids []int32) []int32 {
 
 // login returns a ticket to get others with, by the key in a keytab.
 func (c *Client) login(ctx context.Context, file string) (*ticket, error) {
-	if c.tgt.good() {
-		return c.tgt, nil
-	}
 	kt, err := loadKeytab(file)
 	if err != nil {
 		return nil, err
@@ -328,7 +369,6 @@ func (c *Client) login(ctx context.Context, file string) (*ticket, error) {
 		}
 		return nil, explain(err, who, text, who, file)
 	}
-	c.tgt = t
 	return t, nil
 }
 

@@ -23,7 +23,9 @@
 //
 // A client keeps the tickets of its servers until they expire or the file that they came
 // from has changed, so that kinit and kdestroy are felt by the next flow. One goroutine
-// at a time asks the KDC; others wait, each as long as its own flow may take.
+// at a time asks KDCs for the ticket of a server; others that want it wait, each as long
+// as its own flow may take, and a failure is theirs as well, for a few seconds. A KDC that
+// is dead holds up no flow to another server.
 //
 // A server looks at its keytab anew when the file has changed. Replayed requests are of no
 // use to who replays them, because what follows is under a subkey that he cannot know; the
