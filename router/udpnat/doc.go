@@ -34,9 +34,11 @@
 // name was resolved here, the real address is known. Where the far end resolved
 // it, the first reply tells: a sender not seen before, with the port of a path
 // whose name has had no answer, is that name. If several such names wait, it is
-// the one that has waited longest. If two names turn out to share an address,
-// its replies go to the name that has a question open, or to the last that
-// sent. Every other sender is passed on as it is.
+// the one that has waited longest. A sender that has answered for a name, but once,
+// is also a second name's that has asked since and waits: the two share an address,
+// unless another sender answers for the second next. The replies of a shared address
+// go to the name that has a question open, or to the last that sent. Every other
+// sender is passed on as it is.
 //
 // # Limits and timeouts
 //

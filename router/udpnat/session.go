@@ -178,7 +178,7 @@ func (s *session) answers(from netip.AddrPort) *path {
 	defer s.mu.Unlock()
 	var waiting *path
 	for _, p := range s.paths {
-		if p.sender.Load() == nil && p.decision.Target.Name != "" && p.dst.Port() == from.Port() && p.sent.Load() > 0 &&
+		if p.decision.Target.Name != "" && p.dst.Port() == from.Port() && p.sent.Load() > 0 && p.mayBeLocked(owner) &&
 			(waiting == nil || p.first.Load() < waiting.first.Load()) {
 			waiting = p
 		}
@@ -186,13 +186,26 @@ func (s *session) answers(from netip.AddrPort) *path {
 	if waiting == nil {
 		return owner
 	}
+	s.leaveLocked(waiting)
 	s.learnLocked(waiting, from)
+	waiting.guessed = owner != nil
 	return waiting
 }
 
 // stream is how long after an answer more of the same are still the same name's:
 // most answers are more than one datagram.
 const stream = time.Second
+
+// mayBeLocked says whether a reply can be the first of p's name, from a sender
+// that has answered for owner; nil: for nobody. What owner has had several of, or
+// has had a question after p's, is a conversation, in which the far end may speak
+// by itself; a single answer may be of an address that both names have.
+func (p *path) mayBeLocked(owner *path) bool {
+	if owner == nil {
+		return p.sender.Load() == nil || p.guessed && p.received.Load() <= 1
+	}
+	return p.sender.Load() == nil && owner.received.Load() <= 1 && owner.last.Load() < p.first.Load()
+}
 
 // learnLocked takes note that from answers for p's name.
 func (s *session) learnLocked(p *path, from netip.AddrPort) {
@@ -204,6 +217,22 @@ func (s *session) learnLocked(p *path, from netip.AddrPort) {
 	e.owner.Store(p)
 	p.sender.Store(e)
 	p.senderAddr = from
+}
+
+// leaveLocked takes note that nobody answers for p's name. Who did answers for
+// another name that shares the address, if there is one.
+func (s *session) leaveLocked(p *path) {
+	e := p.sender.Swap(nil)
+	if e == nil || e.owner.Load() != p {
+		return
+	}
+	for _, other := range s.paths {
+		if other.sender.Load() == e {
+			e.owner.Store(other)
+			return
+		}
+	}
+	delete(s.senders, p.senderAddr)
 }
 
 // add takes in a path, unless there are max already or the session has ended.
@@ -221,9 +250,7 @@ func (s *session) remove(p *path) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.paths, p.dst)
-	if e := p.sender.Load(); e != nil && e.owner.Load() == p {
-		delete(s.senders, p.senderAddr)
-	}
+	s.leaveLocked(p)
 }
 
 // close ends the conversation and returns its paths, and the connection, nil where
@@ -269,8 +296,9 @@ type path struct {
 
 	upShare, downShare *pace.Share // nil: no limit
 
-	sender     atomic.Pointer[sender] // who answers for the name; set once
-	senderAddr netip.AddrPort         // its address; guarded by session.mu
+	sender     atomic.Pointer[sender] // who answers for the name; set under session.mu, which guards
+	senderAddr netip.AddrPort         // its address, and
+	guessed    bool                   // that it had answered for another name
 
 	ready atomic.Pointer[way] // nil: datagrams wait
 

@@ -300,6 +300,61 @@ func TestReplyComesFromTheFakeAddress(t *testing.T) {
 			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1")
 		})
 	})
+	// Two WireGuard peers have the same port, and one of them is not there.
+	t.Run("a name without an answer takes no other's", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			reply := func(text string) {
+				time.Sleep(time.Millisecond)
+				d.conns[0].replies <- datagram{text, real1}
+				synctest.Wait()
+			}
+			send(t, tab, clientA, fake1, "q1")
+			time.Sleep(time.Millisecond)
+			send(t, tab, clientA, fake2, "q2")
+			reply("r1")
+			send(t, tab, clientA, fake1, "thanks")
+			time.Sleep(2 * stream)
+			send(t, tab, clientA, fake2, "q2 again")
+			reply("r1 by itself, after thanks")
+			time.Sleep(2 * stream)
+			reply("r1 by itself")
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1",
+				"198.18.0.1:7 > 10.0.0.2:1000 r1 by itself, after thanks", "198.18.0.1:7 > 10.0.0.2:1000 r1 by itself")
+		})
+	})
+	t.Run("nor of one that has had several", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, fake1, "q1")
+			d.conns[0].replies <- datagram{"r1", real1}
+			d.conns[0].replies <- datagram{"r1", real1}
+			time.Sleep(2 * stream)
+			send(t, tab, clientA, fake2, "q2")
+			time.Sleep(time.Millisecond)
+			d.conns[0].replies <- datagram{"r1 by itself", real1}
+			synctest.Wait()
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1", "198.18.0.1:7 > 10.0.0.2:1000 r1",
+				"198.18.0.1:7 > 10.0.0.2:1000 r1 by itself")
+		})
+	})
+	t.Run("what was taken for shared is not", func(t *testing.T) {
+		d := new(fakeDialer)
+		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+			send(t, tab, clientA, fake1, "q1")
+			d.conns[0].replies <- datagram{"r1", real1}
+			time.Sleep(2 * stream)
+			send(t, tab, clientA, fake2, "q2")
+			for _, from := range []netip.AddrPort{real1, real2, real1, real2} { // the first could be either's
+				time.Sleep(2 * stream)
+				d.conns[0].replies <- datagram{"from " + from.String(), from}
+				synctest.Wait()
+			}
+			want(t, "written", rec.wrote, "198.18.0.1:7 > 10.0.0.2:1000 r1",
+				"198.18.0.2:7 > 10.0.0.2:1000 from 203.0.113.1:7", "198.18.0.2:7 > 10.0.0.2:1000 from 203.0.113.2:7",
+				"198.18.0.1:7 > 10.0.0.2:1000 from 203.0.113.1:7", "198.18.0.2:7 > 10.0.0.2:1000 from 203.0.113.2:7")
+		})
+	})
 	t.Run("two names share an address", func(t *testing.T) {
 		d := new(fakeDialer)
 		run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
