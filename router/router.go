@@ -65,6 +65,19 @@ type Outbound struct {
 	Name   string
 	Hops   []string // the upstreams on the way, nearest first; empty for direct
 	Dialer outbound.Dialer
+
+	// Same is equal for Outbounds of different Snapshots that lead the same way:
+	// what is open for a client's UDP socket on one is used for the other. It is
+	// comparable; nil: there is no other.
+	Same any
+}
+
+// way is Same, and never nil.
+func (o *Outbound) way() any {
+	if o.Same != nil {
+		return o.Same
+	}
+	return o
 }
 
 // Snapshot is what a config says of flows. It is immutable.
@@ -410,7 +423,7 @@ func (r *Router) decide(rec *Record, dst netip.AddrPort) udpnat.Decision {
 	rec.Verdict, out = snap.route(&rec.Flow)
 	rec.Outbound, rec.Hops = out.Name, out.Hops
 	rec.events = snap.options(rec.Verdict.Index).Log
-	d.Outbound = out.Name
+	d.Way = out.way()
 	switch o := out.Dialer.(type) {
 	case outbound.Reject:
 		rec.end(EndRejected, o.Err())

@@ -1,12 +1,14 @@
 // Package udpnat is the table of UDP conversations: it gives each client source
-// one session per outbound and brings the replies back.
+// one session per way out and brings the replies back.
 //
 // Start at [Table]. It does not match rules ([Options.Decide] does), nor speak
 // SOCKS (package outbound does).
 //
 // # Theory of operation
 //
-// A session is keyed by the client's source and the outbound: one socket, or
+// A session is keyed by the client's source and the way out, which is an outbound
+// as it is configured, and not its name: after a reload that changes the server,
+// what is new goes to the new one. A session is one socket, or
 // one SOCKS5 association, for all targets of that source (endpoint-independent
 // mapping, RFC 4787 REQ-1), and whoever writes to it reaches the client
 // (endpoint-independent filtering, REQ-8). A path is a session and one
@@ -17,7 +19,7 @@
 // the session has to be opened first, or the name resolved, datagrams wait in a
 // short queue; what overflows is lost, as UDP may be. If the session cannot be
 // opened, whatever waits is refused, and so is what follows within cooldown; an
-// outbound that says that it carries no UDP is believed for a minute.
+// way out that says that it carries no UDP is believed for a minute.
 //
 // What is sent on an open path waits for [Table.Flush], at most as long as the
 // packets that were read in one go take. Several readers may send and flush beside

@@ -21,7 +21,7 @@ const (
 	queueBytes     = 64 << 10
 )
 
-// session is one client source on one outbound.
+// session is one client source on one way out.
 type session struct {
 	table  *Table
 	key    sessionKey
@@ -81,7 +81,7 @@ func (s *session) run() {
 	s.mu.Unlock()
 	close(s.opened)
 	if errors.Is(err, outbound.ErrNoUDP) {
-		s.table.markNoUDP(s.key.outbound, time.Now())
+		s.table.markNoUDP(s.key.way, time.Now())
 	}
 	if err != nil {
 		s.cancel()

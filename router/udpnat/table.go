@@ -44,8 +44,8 @@ type RowWriter interface {
 // Decision is where a path goes.
 type Decision struct {
 	Target   flow.Target
-	Outbound string                // the session's key, with the source
-	Dialer   outbound.PacketDialer // nil: the outbound carries no UDP
+	Way      any                   // comparable: the session's key, with the source
+	Dialer   outbound.PacketDialer // of the Way; nil: it carries no UDP
 	Drop     bool                  // tell the client nothing
 	Up, Down *pace.Bucket          // how fast bytes go from and to the client; nil: no limit
 	Release  func()                // called once when the path ends; may be nil
@@ -114,8 +114,8 @@ type Table struct {
 	paths    map[pathKey]*path
 	sessions map[sessionKey]*session
 	refused  map[pathKey]refusal
-	noUDP    map[string]time.Time // outbounds that have said that they carry no UDP, and until when that is believed
-	wheel    *wheel               // of sessions and paths
+	noUDP    map[any]time.Time // ways that have said that they carry no UDP, and until when that is believed
+	wheel    *wheel            // of sessions and paths
 	closed   bool
 	evicted  uint64
 
@@ -135,8 +135,8 @@ type refusal struct {
 const maxRefusals = 4096
 
 type sessionKey struct {
-	src      netip.AddrPort
-	outbound string
+	src netip.AddrPort
+	way any
 }
 
 // New returns an empty table. [Table.Run] must run for entries to expire.
@@ -153,7 +153,7 @@ func New(o Options) *Table {
 	if o.Done == nil {
 		o.Done = func(Record) {}
 	}
-	t := &Table{opts: o, epoch: time.Now().Add(-time.Hour), paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[string]time.Time), refused: make(map[pathKey]refusal)}
+	t := &Table{opts: o, epoch: time.Now().Add(-time.Hour), paths: make(map[pathKey]*path), sessions: make(map[sessionKey]*session), noUDP: make(map[any]time.Time), refused: make(map[pathKey]refusal)}
 	t.rows, _ = o.Writer.(RowWriter)
 	t.wheel = newWheel(t.tick(), max(o.Idle, cooldown), t.nanos(time.Now()))
 	t.ctx, t.stop = context.WithCancel(context.Background())
@@ -281,7 +281,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 	}
 	now := time.Now()
 	t.mu.Lock()
-	if d.Drop || d.Dialer == nil || now.Before(t.noUDP[d.Outbound]) {
+	if d.Drop || d.Dialer == nil || now.Before(t.noUDP[d.Way]) {
 		t.refuseLocked(src, dst, d, now)
 		t.mu.Unlock()
 		release()
@@ -292,7 +292,7 @@ func (t *Table) open(src, dst netip.AddrPort) (_ *path, ok bool) {
 		release()
 		return p, true
 	}
-	key := sessionKey{src, d.Outbound}
+	key := sessionKey{src, d.Way}
 	s := t.sessions[key]
 	var victim *session
 	if s == nil {
@@ -380,6 +380,11 @@ func (t *Table) expire(now time.Time) {
 			delete(t.refused, k)
 		}
 	}
+	for way, until := range t.noUDP {
+		if now.After(until) {
+			delete(t.noUDP, way)
+		}
+	}
 	t.mu.Unlock()
 	for _, s := range sessions {
 		t.end(s, nil)
@@ -398,10 +403,10 @@ func (t *Table) schedule(d *due, at time.Time) {
 	}
 }
 
-// markNoUDP takes note that an outbound has said that it carries no UDP.
-func (t *Table) markNoUDP(outbound string, now time.Time) {
+// markNoUDP takes note that a way has said that it carries no UDP.
+func (t *Table) markNoUDP(way any, now time.Time) {
 	t.mu.Lock()
-	t.noUDP[outbound] = now.Add(noUDPFor)
+	t.noUDP[way] = now.Add(noUDPFor)
 	t.mu.Unlock()
 }
 

@@ -174,7 +174,7 @@ func via(d outbound.PacketDialer) func(src, dst netip.AddrPort) Decision {
 		if name, ok := names[dst.Addr()]; ok {
 			t = flow.Target{Name: name, Port: dst.Port()}
 		}
-		return Decision{Target: t, Outbound: "out", Dialer: d}
+		return Decision{Target: t, Way: "out", Dialer: d}
 	}
 }
 
@@ -478,6 +478,41 @@ func TestOutboundWithoutUDPIsRemembered(t *testing.T) {
 		send(t, tab, clientB, remote2, "quic")
 		if d.opened() != 2 {
 			t.Errorf("asked the server %d times after a minute, want twice", d.opened())
+		}
+	})
+}
+
+// TestAnotherWayIsAnotherSession: what comes after a change of the ways goes by the
+// new one, also for a source that has a session, and is not refused for what the
+// old one has said.
+func TestAnotherWayIsAnotherSession(t *testing.T) {
+	old, later := new(fakeDialer), new(fakeDialer)
+	now := Decision{Way: 1, Dialer: old}
+	decide := func(_, dst netip.AddrPort) Decision {
+		d := now
+		d.Target = flow.AddrTarget(dst)
+		return d
+	}
+	run(t, Options{Decide: decide}, func(t *testing.T, tab *Table, rec *recorder) {
+		send(t, tab, clientA, remote1, "before")
+		now = Decision{Way: 2, Dialer: later}
+		send(t, tab, clientA, remote2, "after")
+		send(t, tab, clientA, remote1, "goes on")
+		now = Decision{Way: 2, Dialer: new(fakeDialer)} // the same way, made again
+		send(t, tab, clientA, real1, "after that")
+		want(t, "sent by the old way", old.conns[0].texts(), "192.0.2.1:7 before", "192.0.2.1:7 goes on")
+		want(t, "sent by the new way", later.conns[0].texts(), "192.0.2.2:7 after", "203.0.113.1:7 after that")
+
+		now = Decision{Way: 3, Dialer: &fakeDialer{err: outbound.ErrNoUDP}}
+		send(t, tab, clientB, remote1, "refused")
+		now = Decision{Way: 4, Dialer: later}
+		if !send(t, tab, clientB, remote2, "x") || len(later.conns) != 2 {
+			t.Error("a way was refused for what another had said")
+		}
+		time.Sleep(noUDPFor + cooldown)
+		synctest.Wait()
+		if len(tab.noUDP) != 0 {
+			t.Errorf("%d ways without UDP are remembered for ever", len(tab.noUDP))
 		}
 	})
 }

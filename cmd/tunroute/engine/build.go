@@ -41,6 +41,8 @@ type builder struct {
 	made   map[string]outbound.Dialer
 	groups map[string]*group.Group // of made, those that have to run
 	limits limiters                // of the config before, and after snapshot of this one
+	was    *config.Config          // the config before; nil: none
+	same   map[string]any          // outbounds by name, as limits: equal where an upstream is as it was
 	names  *names                  // made by snapshot
 	log    *slog.Logger            // of groups; nil discards
 }
@@ -91,10 +93,11 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 		return nil, err
 	}
 	outs := []*router.Outbound{
-		{Name: "direct", Dialer: direct},
+		{Name: "direct", Dialer: direct, Same: config.ViaDirect},
 		{Name: "reject", Dialer: outbound.Reject{}},
 		{Name: "drop", Dialer: outbound.Drop{}},
 	}
+	same := make(map[string]any)
 	for _, u := range b.cfg.Upstreams {
 		d, err := b.dialer(u)
 		if err != nil {
@@ -104,8 +107,13 @@ func (b *builder) snapshot() (*router.Snapshot, error) {
 		if c, ok := d.(outbound.Chain); ok {
 			o.Hops = c.Hops()
 		}
+		if o.Same = b.same[u.Name]; o.Same == nil || !b.cfg.SameUpstream(b.was, u.Name) {
+			o.Same = u
+		}
+		same[u.Name] = o.Same
 		outs = append(outs, o)
 	}
+	b.same = same
 	if b.names, err = b.newNames(table); err != nil {
 		return nil, err
 	}

@@ -61,9 +61,10 @@ type Engine struct {
 	server *inbound.Server  // nil where there is no listen
 	own    *outbound.Direct // for sockets besides those of flows
 
-	mu      sync.Mutex // of Reload; guards groups and limits
+	mu      sync.Mutex // of Reload; guards groups, limits and same
 	groups  runners
 	limits  limiters
+	same    map[string]any // see builder
 	current atomic.Pointer[config.Config]
 	names   atomic.Pointer[names] // what is done with names, of current
 	lookups resolver              // of current
@@ -103,7 +104,7 @@ func New(cfg *config.Config, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.groups.all, e.limits = b.groups, b.limits
+	e.groups.all, e.limits, e.same = b.groups, b.limits, b.same
 	e.names.Store(b.names)
 	e.dns, err = dnsfake.New(dnsfake.Options{
 		Pool:    e.pool,
@@ -405,6 +406,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 		return err
 	}
 	b.ident, b.limits = e.ident, e.limits
+	b.was, b.same = e.current.Load(), e.same
 	s, err := b.snapshot()
 	if err != nil {
 		b.close()
@@ -416,7 +418,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	wasNames, wasLookups := e.names.Swap(b.names), e.lookups.now.Swap(b.lookups)
 	e.router.Swap(s)
 	e.groups.replace(b.groups)
-	e.limits = b.limits
+	e.limits, e.same = b.limits, b.same
 	wasNames.close()
 	if !b.keeps {
 		wasLookups.close()

@@ -79,6 +79,46 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestReloadOfAServerIsForOpenSocketsToo: what a UDP socket sends to somebody new goes
+// by the server that the upstream has now, and what it has sent to before by the one
+// from then. A reload that leaves the upstream as it was changes nothing.
+func TestReloadOfAServerIsForOpenSocketsToo(t *testing.T) {
+	before, after := startRelay(t), startRelay(t)
+	deaf := enginetest.StartScripted(t, func(socks.Request) enginetest.Script { return enginetest.Script{Reply: socks.ReplyCommand} })
+	const text = "upstreams: {a: 'socks5h://%s'%s}\nrules: [{via: a}]\n"
+	l := enginetest.Start(t, text, before.addr, "")
+	reload := func(server netip.AddrPort, more string) {
+		t.Helper()
+		if err := l.Engine.Reload(enginetest.Parse(t, text, server, more)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := listen(t, l, true)
+	get := func(r *relay, to string) {
+		t.Helper()
+		say(t, c, netip.MustParseAddrPort(to), "x")
+		if got, _ := r.next(t); got != to {
+			t.Errorf("the relay got a datagram for %s, want %s", got, to)
+		}
+	}
+	get(before, "192.0.2.1:1000")
+	reload(after.addr, "")
+	get(after, "192.0.2.1:1001")
+	get(before, "192.0.2.1:1000")
+	peer := after.peer.String()
+	reload(after.addr, ", b: 'socks5h://192.0.2.9'")
+	if get(after, "192.0.2.1:1002"); after.peer.String() != peer {
+		t.Error("another association with a server that is the same")
+	}
+
+	reload(deaf, "")
+	if err := sendUDP(t, l, netip.MustParseAddrPort("192.0.2.1:1003")); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a datagram by a server without UDP: %v, want %v", err, syscall.ECONNREFUSED)
+	}
+	reload(after.addr, "")
+	get(after, "192.0.2.1:1004")
+}
+
 // TestReloadChangesNames: the mode of a name may change; what was leased stays
 // good.
 func TestReloadChangesNames(t *testing.T) {
