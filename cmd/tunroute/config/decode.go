@@ -201,19 +201,16 @@ func (d *decoder) fields(n *yaml.Node, v reflect.Value, name string) {
 		return
 	}
 	fields := make(map[string]int)
-	var known []string
 	for i := range v.NumField() {
-		tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
-		if tag != "" && tag != "-" {
-			fields[tag] = i
-			known = append(known, tag)
+		if key := yamlKey(v.Type().Field(i)); key != "" {
+			fields[key] = i
 		}
 	}
 	for _, p := range list {
 		key := p.key.Value
 		i, ok := fields[key]
 		if !ok {
-			d.errorf(p.key, unknownKeyHint(key, known), "%s has no key %q", name, short(key))
+			d.errorf(p.key, unknownKeyHint(key, yamlKeys(v.Type())), "%s has no key %q", name, short(key))
 			continue
 		}
 		if v.Type().Field(i).Tag.Get("secret") == "reference" {
@@ -224,6 +221,25 @@ func (d *decoder) fields(n *yaml.Node, v reflect.Value, name string) {
 		}
 		d.decode(p.value, v.Field(i), key)
 	}
+}
+
+// yamlKey returns the key that a field is the value of; "" for none.
+func yamlKey(f reflect.StructField) string {
+	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+	if key == "-" {
+		return ""
+	}
+	return key
+}
+
+// yamlKeys returns the keys of a struct, in its order.
+func yamlKeys(t reflect.Type) (keys []string) {
+	for i := range t.NumField() {
+		if key := yamlKey(t.Field(i)); key != "" {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // unknownKeyHint names the key that was meant, or all that there are.

@@ -22,11 +22,13 @@ const (
 // IsGroup tells whether u is a choice among others, and no server.
 func (u *Upstream) IsGroup() bool { return len(u.Group) > 0 }
 
-// groupKeys are the keys that only groups have, beside group itself.
-var groupKeys = []string{"policy", "by", "weights", "maxfail", "badexpire", "probe", "probe-every", "hedge", "deadline"}
-
-// serverKeys are the keys that groups do not have.
-var serverKeys = []string{"url", "via", "user", "password", "auth", "service", "protection", "compatibility", "keytab", "principal", "ccache", "bind", "interface", "mark"}
+// serverKeys are the keys that groups do not have, and groupKeys those that only groups
+// have, beside group itself: what stands before it in Upstream, and behind.
+var serverKeys, groupKeys = func() (before, behind []string) {
+	keys := yamlKeys(reflect.TypeFor[Upstream]())
+	i := slices.Index(keys, "group")
+	return keys[:i], keys[i+1:]
+}()
 
 // noGroup finds keys of groups in what is none.
 func (u *Upstream) noGroup(d *decoder, n *yaml.Node, name string) {
