@@ -70,8 +70,12 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, name string) {
 		d.errorf(n, "write one, or leave the key out", "%s has no value", name)
 		return
 	}
-	if nd, ok := v.Addr().Interface().(nodeDecoder); ok {
-		nd.decodeNode(d, n)
+	switch own := v.Addr().Interface().(type) {
+	case nodeDecoder:
+		own.decodeNode(d, n)
+		return
+	case *Secret:
+		own.decode(d, n, name)
 		return
 	}
 	switch {

@@ -303,7 +303,13 @@ func TestNoLineShowsAPassword(t *testing.T) {
 		{`pass: hunter2`, `pass: [secret]`},
 		{`password: {file: office.secret}`, `password: {file: office.secret}`},
 		{`password: {env: OFFICE}`, `password: {env: OFFICE}`},
-		{`password: *office`, `password: *office`},
+		{`password: *hunter2`, `password: [secret]`}, // which may be a password, without quotes
+		{`password: !hunter2`, `password: [secret]`},
+		{`pwd: hunter2`, `pwd: [secret]`},
+		{`dns: {ttl: 9s, key: hunter2}`, `dns: {ttl: 9s, key: [secret]}`},
+		{"dns:\n\n  hosts:\n    - a\n  key: hunter2", `  key: [secret]`},
+		{"dns:\n  key:\n    hunter2", `    [secret]`},
+		{"listen:\n  socks:\n    - tls: {cert: c.pem, key: k.pem}", `    - tls: {cert: c.pem, key: k.pem}`},
 		{`p1: socks5h://office:hunter2@192.0.2.1`, `p1: socks5h://office:[secret]@192.0.2.1`},
 		{`p1: socks5h://office:hunt@er2@192.0.2.1`, `p1: socks5h://office:[secret]@192.0.2.1`},
 		{`p1: "socks5h://office:hunt er2@192.0.2.1"`, `p1: "socks5h://office:[secret]@192.0.2.1"`},
@@ -326,6 +332,22 @@ func TestNoLineShowsAPassword(t *testing.T) {
 		got, _ := s.show(len(s.lines)-1, 0)
 		if got != c.want {
 			t.Errorf("%q\n got %q\nwant %q", c.text, got, c.want)
+		}
+	}
+}
+
+// TestNoErrorShowsAPassword has passwords that YAML takes for something else.
+func TestNoErrorShowsAPassword(t *testing.T) {
+	for _, value := range []string{"*hunter2", "!hunter2", "!hunter2 x", "!!hunter2 x", "!!int hunter2", "!hunter2!x y", "&hunter2", "%hunter2", "@hunter2", "`hunter2", "hunter2: x", "[hunter2", `"\hunter2"`} {
+		for _, key := range []string{"upstreams:\n  p1:\n    url: socks5h://192.0.2.1\n    user: ann\n    password", "rules: [{via: direct}]\ndns:\n  key"} {
+			text := key + ": " + value + "\n"
+			_, err := Parse("tunroute.yaml", []byte(text))
+			if err == nil && strings.HasPrefix(value, "*") {
+				t.Errorf("%s is no error", text)
+			}
+			if err != nil && strings.Contains(err.Error(), "unter2") {
+				t.Errorf("%s%v", text, err)
+			}
 		}
 	}
 }

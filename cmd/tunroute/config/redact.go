@@ -21,19 +21,44 @@ var (
 // passwordWords are the keys whose values are struck out. It is not enough to
 // know our own: the line to be shown may have a key misspelt, or be from the
 // config of another tool.
-var passwordWords = []string{"password", "passwd", "passphrase", "pass", "secret", "token"}
+var passwordWords = []string{"password", "passwd", "passphrase", "pass", "pwd", "secret", "token"}
 
-// passwordValues returns where in text the values of passwords begin.
-func passwordValues(text string) []int {
+// passwordValues returns where in a line the values of passwords begin; text is what is
+// to be shown of it.
+func (s *source) passwordValues(line int, text string) []int {
 	var starts []int
+	inDNS := s.within(line, "dns")
 	for _, m := range anyKey.FindAllStringSubmatchIndex(text, -1) {
-		// A socket is near enough to a secret to be one that is misspelt.
-		if key := text[m[2]:m[3]]; key != "socket" && closest(key, passwordWords) != "" {
+		key := text[m[2]:m[3]]
+		inDNS = inDNS || key == "dns"
+		// A socket is near enough to a secret to be one that is misspelt. The key of dns
+		// is one, and that of tls is the path of a file.
+		if key != "socket" && closest(key, passwordWords) != "" || inDNS && key == "key" {
 			starts = append(starts, m[1])
 		}
 	}
 	return starts
 }
+
+// within tells whether a line is below a key, in block style.
+func (s *source) within(line int, key string) bool {
+	indent := indentOf(s.lines[line])
+	for i := line - 1; i >= 0 && indent > 0; i-- {
+		above := s.lines[i]
+		n := indentOf(above)
+		if n >= indent || strings.TrimSpace(above) == "" {
+			continue
+		}
+		if m := anyKey.FindStringSubmatch(above); m != nil && m[1] == key {
+			return true
+		}
+		indent = n
+	}
+	return false
+}
+
+// indentOf returns how many blanks a line begins with.
+func indentOf(line string) int { return len(line) - len(strings.TrimLeft(line, " \t")) }
 
 // secretSpans finds what in a line must not be shown, from the end to the
 // beginning and without overlaps. It works on broken files too, where nothing is
@@ -58,7 +83,7 @@ func (s *source) secretSpans(line int, text string) []span {
 			from += i + len(secret)
 		}
 	}
-	for _, start := range passwordValues(text) {
+	for _, start := range s.passwordValues(line, text) {
 		add(start, start+valueEnd(text[start:]))
 	}
 	for from := 0; ; {
@@ -110,7 +135,7 @@ func isLetterOrDigit(c byte) bool {
 // that only refers to a secret.
 func valueEnd(text string) int {
 	switch {
-	case text == "", reference.MatchString(text), text[0] == '*':
+	case text == "", reference.MatchString(text):
 		return 0
 	case text[0] == '"', text[0] == '\'':
 		for i := 1; i < len(text); i++ {
@@ -139,17 +164,17 @@ func (s *source) insidePassword(line int) bool {
 	if reference.MatchString(text) {
 		return false
 	}
-	indent := len(s.lines[line]) - len(text)
+	indent := indentOf(s.lines[line])
 	// A password has no more lines than bytes.
 	for i := line - 1; i >= max(0, line-maxSecret) && indent > 0; i-- {
 		above := s.lines[i]
-		n := len(above) - len(strings.TrimLeft(above, " \t"))
+		n := indentOf(above)
 		if n >= indent || strings.TrimSpace(above) == "" {
 			continue
 		}
 		// Of the keys on the line above, the last one goes on here.
 		keys := anyKey.FindAllStringIndex(above, -1)
-		starts := passwordValues(above)
+		starts := s.passwordValues(i, above)
 		if len(starts) > 0 && starts[len(starts)-1] == keys[len(keys)-1][1] {
 			return true
 		}

@@ -62,7 +62,7 @@ func (d *decoder) text(n *yaml.Node, name string) (_ string, literal, ok bool) {
 	}
 	switch {
 	case text == "":
-		d.errorf(n, "leave the key out if the server wants none", "%s is empty", name)
+		d.errorf(n, "leave the key out if there is none", "%s is empty", name)
 	case len(text) > maxSecret:
 		d.errorf(n, "is it the right one?", "%s is longer than the %d bytes that SOCKS can carry", name, maxSecret)
 	default:
@@ -119,8 +119,9 @@ func readableByOthers(mode os.FileMode) bool {
 	return runtime.GOOS != "windows" && mode.Perm()&0o004 != 0
 }
 
-func (s *Secret) decodeNode(d *decoder, n *yaml.Node) {
-	text, literal, ok := d.text(n, "password")
+// decode decodes what the key called name has for a secret.
+func (s *Secret) decode(d *decoder, n *yaml.Node, name string) {
+	text, literal, ok := d.text(n, name)
 	if !ok {
 		return
 	}

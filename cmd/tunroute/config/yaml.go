@@ -99,7 +99,8 @@ func (s *source) yamlError(err error) (place, string, string) {
 	case strings.Contains(msg, "mapping values are not allowed"):
 		msg, hint = `a ":" where no key can be`, `put a value that has ": " in it in quotes; keys of one mapping stand below each other`
 	case strings.Contains(msg, "unknown anchor"):
-		hint = `a value that begins with "*" is put in quotes`
+		// Without its name, which may be a password.
+		msg, hint = "an alias of an anchor that is not there", `a value that begins with "*" is put in quotes`
 	case strings.Contains(msg, "found unexpected end of stream"):
 		msg, hint = "this quote is not closed", "close it, or take the quotes away"
 		if le.ContextMark.Line > 0 {
@@ -144,7 +145,7 @@ func (s *source) checkAliases(root *yaml.Node) *Error {
 		if n.Kind == yaml.AliasNode {
 			switch known := sizes[n.Alias]; {
 			case known < 0:
-				failed = s.newError(at(n), fmt.Sprintf("alias %q is part of what it stands for", n.Value), "write out what is meant")
+				failed = s.newError(at(n), "an alias is part of what it stands for", "write out what is meant")
 				return 0
 			case known > 0:
 				return known
@@ -169,10 +170,11 @@ func (s *source) checkAliases(root *yaml.Node) *Error {
 }
 
 // checkTags refuses what other programs mean by tags. Ignored, the variable's
-// name in "password: !env OFFICE" would be the password.
+// name in "password: !env OFFICE" would be the password. A tag is not quoted: in
+// "password: !secret" it is the password itself.
 func (d *decoder) checkTags(n *yaml.Node) {
 	if n.Style&yaml.TaggedStyle != 0 && !strings.HasPrefix(n.Tag, "!!") {
-		d.errorf(n, "leave it out; a user or password can be {file: PATH} or {env: VARIABLE}", "the tag %s has no meaning here", short(n.Tag))
+		d.errorf(n, "leave it out; a user or password can be {file: PATH} or {env: VARIABLE}, and one that begins with \"!\" is put in quotes", "a tag has no meaning here")
 	}
 	for _, c := range n.Content {
 		d.checkTags(c)
