@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
 )
 
@@ -14,18 +15,17 @@ func newCheck() *cobra.Command {
 		Use:   "check [-c FILE]",
 		Short: "Tell every error and warning of a config",
 		Long: `Check reads a config and tells all that is wrong in it, each with its place,
-the line and a hint. The exit status is 1 if there is an error and 0 if there are
-warnings at most. Nothing is opened, resolved or changed.`,
+the line and a hint, also with the files that it names. The exit status is 1 if there
+is an error and 0 if there are warnings at most. No name is resolved, and nothing is
+opened for others or changed.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := load(file)
+			cfg, err := config.Check(file, engine.Check)
 			if err != nil {
-				return err
+				return told(err)
 			}
-			if err := engine.Check(cfg); err != nil {
-				return told(fmt.Errorf("%s: %w", file, err))
-			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: in order: %s, %s\n", file, count(len(cfg.Upstreams), "upstream"), count(len(cfg.Rules), "rule"))
+			warn(cfg.Warnings)
+			fmt.Fprintf(c.OutOrStdout(), "%s: ok: %s, %s\n", file, count(len(cfg.Upstreams), "upstream"), count(len(cfg.Rules), "rule"))
 			return nil
 		},
 	}

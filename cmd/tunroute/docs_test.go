@@ -161,7 +161,7 @@ func TestDeployConfigs(t *testing.T) {
 		if len(cfg.Warnings) > 0 {
 			t.Errorf("deploy/%s: %v", name, cfg.Warnings)
 		}
-		if err := engine.Check(cfg); err != nil {
+		if err := engine.Check(cfg); len(err) > 0 {
 			t.Errorf("deploy/%s: %v", name, err)
 		}
 	}

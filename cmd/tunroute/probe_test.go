@@ -73,7 +73,7 @@ func TestProbePrints(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%v\n%s", err, got.Config)
 				}
-				if err := engine.Check(cfg); err != nil || !strings.Contains(got.Config, c.scheme) {
+				if err := engine.Check(cfg); len(err) > 0 || !strings.Contains(got.Config, c.scheme) {
 					t.Errorf("%v, want %q in\n%s", err, c.scheme, got.Config)
 				}
 			}

@@ -76,7 +76,7 @@ var readmeSteps = map[string]func(*readme, string){
 	"./tunroute exec --proxy socks5h://outer.example --proxy socks5h://inner.example -- curl -s http://intranet.example/": (*readme).page,
 	"ALL_PROXY=socks5h://user:password@locked.example ./tunroute exec -- curl -s http://intranet.example/":                (*readme).page,
 	"./tunroute probe socks5h://proxy.example":                                                                            (*readme).probed,
-	"./tunroute check -c tunroute.yaml":                                                                                   func(r *readme, c string) { r.contains(r.run(c).Stdout, "tunroute.yaml: in order") },
+	"./tunroute check -c tunroute.yaml":                                                                                   func(r *readme, c string) { r.contains(r.run(c).Stdout, "tunroute.yaml: ok") },
 	"./tunroute explain -c tunroute.yaml www.private-net.org:443":                                                         func(r *readme, c string) { r.contains(r.run(c).Stdout, "rule 2 (line 7, via p1): matches") },
 	"./tunroute exec -c tunroute.yaml -- curl -s http://www.private-net.org/":                                             (*readme).page,
 	"sudo ./tunroute run -c sidecar.yaml": func(r *readme, c string) {

@@ -266,6 +266,24 @@ func valueAt(n *yaml.Node, key string) *yaml.Node {
 	return n
 }
 
+// nodeAt returns the node that keys and indices lead to from n, as far as there is one.
+func nodeAt(n *yaml.Node, path []any) *yaml.Node {
+	for _, step := range path {
+		n = follow(n)
+		next := n
+		switch step := step.(type) {
+		case string:
+			next = valueAt(n, step)
+		case int:
+			if n.Kind == yaml.SequenceNode && step < len(n.Content) {
+				next = n.Content[step]
+			}
+		}
+		n = next
+	}
+	return n
+}
+
 // checkRange notes an error where a number is not within its bounds.
 func (d *decoder) checkRange(n *yaml.Node, key string, value, low, high int) {
 	if value < low || value > high {

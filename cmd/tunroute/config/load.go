@@ -16,7 +16,19 @@ import (
 
 // Load reads the config file at path. An error about its content is an [Errors]
 // with all that is wrong; one about the file itself names the path.
-func Load(path string) (*Config, error) {
+func Load(path string) (*Config, error) { return Check(path, nil) }
+
+// Problem is something that is wrong with what a config leads to. At is where: the keys
+// and indices that lead there, of which what follows the last that is in the file is left
+// out.
+type Problem struct {
+	At        []any // a string or an int each
+	Msg, Hint string
+}
+
+// Check is [Load] and, where there is no error, calls look for what else is wrong. Nil
+// finds nothing.
+func Check(path string, look func(*Config) []Problem) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -33,7 +45,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, Errors{{File: path, Msg: reason(err)}}
 	}
-	return parse(path, data, readableByOthers(info.Mode()))
+	return parse(path, data, readableByOthers(info.Mode()), look)
 }
 
 // reason returns what went wrong with a file whose name has been said.
@@ -48,10 +60,10 @@ func reason(err error) string {
 // Parse parses a config. The file name is for messages, and its directory is
 // where relative paths of secrets start. Every error is an [Errors].
 func Parse(filename string, data []byte) (*Config, error) {
-	return parse(filename, data, false)
+	return parse(filename, data, false, nil)
 }
 
-func parse(filename string, data []byte, readable bool) (*Config, error) {
+func parse(filename string, data []byte, readable bool, look func(*Config) []Problem) (*Config, error) {
 	src := newSource(filename, data)
 	root, err := src.parseYAML(data)
 	if err != nil {
@@ -67,6 +79,14 @@ func parse(filename string, data []byte, readable bool) (*Config, error) {
 		return nil, d.finish(d.errs)
 	}
 	c.compileNames()
+	if look != nil {
+		for _, p := range look(c) {
+			d.errorf(nodeAt(root, p.At), p.Hint, "%s", p.Msg)
+		}
+	}
+	if len(d.errs) > 0 {
+		return nil, d.finish(d.errs)
+	}
 	c.Warnings = d.finish(append(d.warnings(c), d.secretWarnings(readable)...))
 	return c, nil
 }

@@ -15,7 +15,6 @@ import (
 	"tunroute/router/flow"
 	"tunroute/router/gssapi/krb5"
 	"tunroute/router/ident"
-	"tunroute/router/inbound/users"
 	"tunroute/router/outbound"
 	"tunroute/router/outbound/group"
 	"tunroute/router/socks"
@@ -378,30 +377,6 @@ func Outside(cfg *config.Config, mark uint32) (func(ctx context.Context, network
 		return nil, err
 	}
 	return d.DialContext, nil
-}
-
-// Check makes all that cfg describes, without a device, and says what cannot be.
-func Check(cfg *config.Config) error {
-	if _, err := AddrsOf(cfg); err != nil {
-		return err
-	}
-	b, err := newBuilder(cfg, 0, func(netip.Addr) bool { return false })
-	if err != nil {
-		return err
-	}
-	defer b.close()
-	if _, err = b.snapshot(); err != nil {
-		return err
-	}
-	for _, l := range cfg.Listen.Socks {
-		if l.Users == "" {
-			continue
-		}
-		if _, err := users.Open(l.Users, nil); err != nil {
-			return fmt.Errorf("listen %v: users: %w", l.At, err)
-		}
-	}
-	return nil
 }
 
 // Server is somebody to whom this machine opens connections itself: a server

@@ -173,8 +173,8 @@ dns: {resolvers: ["%s"], hosts: ["%s"]}
 		t.Errorf("asked for %q", asked)
 	}
 	cfg := enginetest.Parse(t, "rules: [{via: reject}]\ndns: {hosts: ['%s']}\n", file+".missing")
-	if err := engine.Check(cfg); err == nil || !strings.Contains(err.Error(), "dns.hosts: ") {
-		t.Errorf("a missing file: %v", err)
+	if found := engine.Check(cfg); len(found) != 1 || !strings.Contains(found[0].Msg, "dns.hosts: ") {
+		t.Errorf("a missing file: %v", found)
 	}
 }
 
