@@ -3,12 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"tunroute/cmd/tunroute/config"
+	"tunroute/cmd/tunroute/engine"
 	"tunroute/router/flow"
 	"tunroute/router/rule"
 )
@@ -24,17 +27,19 @@ func newExplain() *cobra.Command {
 do not match it and why, which one does, and the servers that it goes through.
 Nothing is opened, resolved or asked.`,
 		Example: `  tunroute explain www.example.org:443
-  tunroute explain --udp --from 10.0.0.7 8.8.8.8:53`,
+  tunroute explain --udp --from 10.0.0.7 203.0.113.9:ntp`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return errors.New("explain takes one HOST:PORT, as in `tunroute explain www.example.org:443`")
 			}
-			target, err := flow.ParseTarget(args[0])
+			target, err := parseTarget(args[0])
 			if err != nil {
-				return fmt.Errorf("%q is not HOST:PORT: %w", args[0], err)
+				return err
 			}
 			f.Target = target
 			switch {
+			case udp && bind:
+				return errors.New("--udp and --bind are both given, and a BIND is for TCP")
 			case udp:
 				f.Network = flow.UDP
 			case bind:
@@ -50,6 +55,12 @@ Nothing is opened, resolved or asked.`,
 			cfg, err := load(file)
 			if err != nil {
 				return err
+			}
+			if !c.Flags().Changed("inbound") && cfg.TUN.Off && len(cfg.Listen.Socks) > 0 {
+				f.Inbound = cfg.Listen.Socks[0].Name
+			}
+			if err := cfg.CheckInbound(f.Inbound); err != nil {
+				return fmt.Errorf("--inbound: %w", err)
 			}
 			text, err := explain(cfg, f)
 			if err != nil {
@@ -69,6 +80,34 @@ Nothing is opened, resolved or asked.`,
 	return c
 }
 
+// parseTarget parses what a flow is for: HOST:PORT, where the port may be the name of a
+// service, or a URL, which has one.
+func parseTarget(s string) (flow.Target, error) {
+	hostport := s
+	if service, rest, ok := strings.Cut(s, "://"); ok {
+		hostport, _, _ = strings.Cut(rest, "/")
+		if _, _, err := net.SplitHostPort(hostport); err != nil {
+			hostport = net.JoinHostPort(strings.Trim(hostport, "[]"), service)
+		}
+	}
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return flow.Target{}, fmt.Errorf("%q is not HOST:PORT; write the port as well, as in %s", s, net.JoinHostPort(strings.Trim(hostport, "[]"), "443"))
+	}
+	ports, err := rule.ParsePorts(port)
+	if err != nil {
+		return flow.Target{}, fmt.Errorf("%q is not HOST:PORT: %w", s, err)
+	}
+	if len(ports) != 1 || ports[0].First != ports[0].Last {
+		return flow.Target{}, fmt.Errorf("%q has several ports, and a flow is for one", s)
+	}
+	target, err := flow.NewTarget(host, ports[0].First)
+	if err != nil {
+		return flow.Target{}, fmt.Errorf("%q is not HOST:PORT: %w", s, err)
+	}
+	return target, nil
+}
+
 // explain tells what cfg does to f.
 func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 	table, err := cfg.Table()
@@ -81,6 +120,14 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 		fmt.Fprintf(&b, " from %s", f.Source.Addr())
 	}
 	b.WriteByte('\n')
+	text, decided, err := beforeRules(cfg, f)
+	if err != nil {
+		return "", err
+	}
+	b.WriteString(text)
+	if decided {
+		return b.String(), nil
+	}
 
 	if f.Target.Name != "" {
 		switch mode := cfg.NameMode(f.Target.Name); mode {
@@ -109,6 +156,36 @@ func explain(cfg *config.Config, f *flow.Flow) (string, error) {
 		fmt.Fprintf(&b, "  helper: ftp: a server that the client asks to connect to it can\n")
 	}
 	return b.String(), nil
+}
+
+// beforeRules tells what becomes of f before any rule is asked, and whether none is.
+func beforeRules(cfg *config.Config, f *flow.Flow) (text string, decided bool, err error) {
+	addrs, err := engine.AddrsOf(cfg)
+	if err != nil {
+		return "", false, err
+	}
+	a := f.Target.Addr
+	contains := func(p netip.Prefix) bool { return p.Contains(a) }
+	fake := contains(cfg.DNS.Range4) || contains(cfg.DNS.Range6)
+	if f.Inbound == flow.Tun {
+		if i := slices.IndexFunc(cfg.TUN.Exclude, contains); i >= 0 {
+			text = fmt.Sprintf("  tun.exclude: run leaves %s to the routes of the host; what follows is for exec\n", cfg.TUN.Exclude[i])
+		} else if a.IsValid() && !slices.ContainsFunc(cfg.TUNRoutes(), contains) {
+			text = "  tun.routes: run leaves it to the routes of the host, as none there has it; what follows is for exec\n"
+		}
+		switch {
+		case f.Target.Port != engine.DNSPort:
+		case a == addrs.Resolver4 || a == addrs.Resolver6:
+			return text + "  dns: tunroute's own server: it answers itself, and no rule is asked\n", true, nil
+		case cfg.DNS.Capture:
+			return text + "  dns.capture: tunroute answers what is sent to port 53 itself, and no rule is asked\n", true, nil
+		}
+	}
+	if fake && (!cfg.TUN.Off || len(cfg.DNS.Listen) > 0) {
+		return text + "  dns: a fake address: the rules see the name that has it, which `tunroute leases` tells; one that\n" +
+			"       no name has is refused\n", true, nil
+	}
+	return text, false, nil
 }
 
 // remote says what a program gets for a name with the mode remote.

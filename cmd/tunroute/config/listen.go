@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -107,6 +108,23 @@ func parseListenAt(s string) (ListenAt, error) {
 	return ListenAt{Addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}, nil
 }
 
+// inbounds are the ways in.
+func (c *Config) inbounds() []string {
+	names := []string{flow.Tun}
+	for _, l := range c.Listen.Socks {
+		names = append(names, l.Name)
+	}
+	return names
+}
+
+// CheckInbound says why nothing can come in by a name, with what may have been meant.
+func (c *Config) CheckInbound(name string) error {
+	if known := c.inbounds(); !slices.Contains(known, name) {
+		return fmt.Errorf("%q is neither a listener nor tun (%s)", name, didYouMean(name, known))
+	}
+	return nil
+}
+
 // linkListeners checks what listeners share with other parts.
 func (d *decoder) linkListeners(c *Config) {
 	seen := make(map[ListenAt]*Listener)
@@ -126,10 +144,7 @@ func (d *decoder) linkListeners(c *Config) {
 			}
 		}
 	}
-	inbounds := []string{flow.Tun}
-	for _, l := range c.Listen.Socks {
-		inbounds = append(inbounds, l.Name)
-	}
+	inbounds := c.inbounds()
 	for i, r := range c.Rules {
 		for _, in := range r.Inbound {
 			if !slices.Contains(inbounds, in) {

@@ -34,12 +34,13 @@ var (
 // resolvers, so that these leave room for the others.
 const maxQueries = 2048
 
-const dnsPort = 53
+// DNSPort is where the DNS server is asked that clients of the device have.
+const DNSPort = 53
 
 // isDNS says that dst is for the DNS server: port 53 of the resolver's address,
 // or of any where queries are captured.
 func (b *bridge) isDNS(dst netip.AddrPort) bool {
-	return dst.Port() == dnsPort && (b.capture || b.isResolver(dst.Addr()))
+	return dst.Port() == DNSPort && (b.capture || b.isResolver(dst.Addr()))
 }
 
 func (b *bridge) isResolver(a netip.Addr) bool {

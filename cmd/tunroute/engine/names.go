@@ -217,7 +217,7 @@ func (f *far) Recall(ctx context.Context, query []byte) ([]byte, bool) {
 // user by the flow is to choose as for those to the name.
 func (f *far) flow(ctx context.Context, query []byte) context.Context {
 	asked := &outbound.Flow{Flow: flow.Flow{Network: flow.TCP}, Rule: f.rule}
-	if t, err := flow.NewTarget(rule.Host(dnsfake.QuestionName(query)), dnsPort); err == nil {
+	if t, err := flow.NewTarget(rule.Host(dnsfake.QuestionName(query)), DNSPort); err == nil {
 		asked.Target = t
 	}
 	return outbound.WithFlow(ctx, asked)
