@@ -58,6 +58,7 @@ The exit status is 0 if all six pass; with --shell it is that of the shell.`,
 					return fmt.Errorf("--without %s: the gateways are %s", name, strings.Join(demo.Gateways, ", "))
 				}
 			}
+			takeProxies() // none of ours, and in another network
 			status, err := demo.Run(t)
 			if err != nil {
 				return fmt.Errorf("demo: %w", err)

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -34,8 +37,9 @@ is needed, and nothing of the host is changed.
 
 Where its connections go is said by a config file; or by --proxy, which given
 several times makes a chain, the nearest first; or by the environment (all_proxy,
-ALL_PROXY, SOCKS5_SERVER, SOCKS_SERVER, SOCKS4_SERVER), from which it is taken. If
-nothing says it they go directly, from this host.
+ALL_PROXY, SOCKS5_SERVER, SOCKS_SERVER, SOCKS4_SERVER). If nothing says it they go
+directly, from this host. The program does not see those variables, nor http_proxy
+and the like: it would look for 127.0.0.1 in the wrong network.
 
 The exit status is that of the program; 125 if tunroute fails, 126 if the program
 cannot be executed and 127 if it is not found. What the program leaves running
@@ -53,7 +57,7 @@ Flows that fail are logged on standard error; -v logs all of them.`,
 			case s.Config != "" && len(s.Proxies) > 0:
 				return errors.New("-c and --proxy are both given, and a config names its servers itself, under upstreams")
 			case s.Config == "" && len(s.Proxies) == 0:
-				s.Proxies = takeProxyFromEnv()
+				s.Proxies = proxyFromEnv()
 			}
 			cfg, err := s.load()
 			var place config.Errors
@@ -76,19 +80,33 @@ Flows that fail are logged on standard error; -v logs all of them.`,
 	return c
 }
 
-// takeProxyFromEnv returns the proxy that the environment names, if any, and
-// takes it out of there: the program's connections go through it now, and one
-// that speaks SOCKS itself would look for it in the wrong network.
-func takeProxyFromEnv() []string {
-	p := config.ProxyFromEnv(os.Getenv)
-	if p == "" {
-		return nil
+// proxyFromEnv returns the proxy that the environment names, if any.
+func proxyFromEnv() []string {
+	if p := config.ProxyFromEnv(os.Getenv); p != "" {
+		return []string{p}
 	}
-	for name := config.ProxyVariable(os.Getenv); name != ""; name = config.ProxyVariable(os.Getenv) {
-		os.Unsetenv(name)
-	}
-	return []string{p}
+	return nil
 }
+
+// takeProxies takes all proxies, and what is for their sake, out of the environment, and
+// returns the names, sorted. A program in a namespace goes by the config: one that speaks
+// SOCKS or HTTP proxies itself would look for 127.0.0.1 in the wrong network.
+func takeProxies() []string {
+	var names []string
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		upper := strings.ToUpper(name)
+		if strings.HasSuffix(upper, "_PROXY") || socksVariable.MatchString(upper) {
+			names = append(names, name)
+			os.Unsetenv(name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// socksVariable finds what Dante's clients go by.
+var socksVariable = regexp.MustCompile(`^SOCKS[45]?_(SERVER|USER|USERNAME|PASSWD|PASSWORD)$`)
 
 // load returns the config of a spec.
 func (s spec) load() (*config.Config, error) {

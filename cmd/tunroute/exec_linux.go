@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -112,6 +113,10 @@ func runExec(s spec, cfg *config.Config, args []string) error {
 	if err != nil {
 		forInside.Close()
 		return err
+	}
+	// Only now: R may find a password there.
+	if taken := takeProxies(); s.Verbose > 0 && len(taken) > 0 {
+		fmt.Fprintf(os.Stderr, "tunroute: exec: the program does not see %s: its connections go by the config\n", strings.Join(taken, ", "))
 	}
 	c, err := netns.Start(append([]string{stageInside, string(inside)}, args...), forInside)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 
 	"golang.org/x/term"
@@ -18,7 +17,7 @@ func (c *company) shell() (status int, err error) {
 	cmd := exec.Command(userShell())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Dir = c.dir
-	cmd.Env = shellEnv(os.Environ())
+	cmd.Env = append(os.Environ(), "HISTFILE=", runtimeDir) // without a file for its history
 	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
 		// In the foreground, as a group of its own: that of this process is of
 		// another process namespace, and no shell could give it the terminal back.
@@ -68,21 +67,6 @@ func userShell() string {
 		}
 	}
 	return "/bin/sh"
-}
-
-// shellEnv is the environment of the shell: without proxies, which would be looked for
-// in the wrong network, and without a file for its history.
-func shellEnv(environ []string) []string {
-	var env []string
-	for _, v := range environ {
-		name, _, _ := strings.Cut(v, "=")
-		switch upper := strings.ToUpper(name); {
-		case strings.HasSuffix(upper, "_PROXY"), strings.HasPrefix(upper, "SOCKS") && strings.HasSuffix(upper, "_SERVER"), name == "HISTFILE":
-		default:
-			env = append(env, v)
-		}
-	}
-	return append(env, "HISTFILE=", runtimeDir)
 }
 
 // runtimeDir says where a daemon's socket is for who is not root: each host has a /run
