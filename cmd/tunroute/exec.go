@@ -20,8 +20,9 @@ const exitFailed exitStatus = 125
 
 // spec is what exec was asked for, as its router process is told.
 type spec struct {
-	Config   string   // the file; "" where there is none
-	Proxies  []string // where there is no file
+	Config   string      // the file; "" where there is none
+	Text     config.File // what is in it: it may be a pipe
+	Proxies  []string    // where there is no file
 	Verbose  int
 	Terminal bool // whether the log is read on one
 }
@@ -59,7 +60,14 @@ Flows that fail are logged on standard error; -v logs all of them.`,
 			case s.Config == "" && len(s.Proxies) == 0:
 				s.Proxies = proxyFromEnv()
 			}
-			cfg, err := s.load()
+			var cfg *config.Config
+			var err error
+			if s.Config != "" {
+				s.Text, err = config.Read(s.Config)
+			}
+			if err == nil {
+				cfg, err = s.load()
+			}
 			var place config.Errors
 			if errors.As(err, &place) {
 				fmt.Fprintf(os.Stderr, "%v\n", err) // begins with its own place
@@ -113,7 +121,7 @@ func (s spec) load() (*config.Config, error) {
 	if s.Config == "" {
 		return config.FromProxies(s.Proxies)
 	}
-	cfg, err := config.Load(s.Config)
+	cfg, err := s.Text.Parse()
 	if err != nil {
 		return nil, err
 	}

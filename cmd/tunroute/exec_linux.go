@@ -173,7 +173,9 @@ func startRouter(s spec, socket *os.File) (*router, error) {
 		logOut.Close()
 		return nil, fmt.Errorf("start the router: %w", err)
 	}
-	// A spec is far shorter than a pipe is long; nothing secret goes by argv.
+	// Nothing secret goes by argv. A spec may be longer than a pipe, so R has to be the
+	// only one that reads it, or it would be waited for when it is gone.
+	specOut.Close()
 	if _, err := specIn.Write(text); err != nil {
 		leashIn.Close()
 		logOut.Close()

@@ -29,24 +29,43 @@ type Problem struct {
 // Check is [Load] and, where there is no error, calls look for what else is wrong. Nil
 // finds nothing.
 func Check(path string, look func(*Config) []Problem) (*Config, error) {
+	f, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return parse(f, look)
+}
+
+// File is a config file that has been read, which some can be only once.
+type File struct {
+	Name     string
+	Data     []byte
+	Readable bool // by all users of the machine
+}
+
+// Read reads the config file at path. Its error names the path.
+func Read(path string) (File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, Errors{{File: path, Msg: "there is no such file", Hint: "name the config with -c FILE"}}
+			return File{}, Errors{{File: path, Msg: "there is no such file", Hint: "name the config with -c FILE"}}
 		}
-		return nil, Errors{{File: path, Msg: reason(err)}}
+		return File{}, Errors{{File: path, Msg: reason(err)}}
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, Errors{{File: path, Msg: reason(err)}}
+		return File{}, Errors{{File: path, Msg: reason(err)}}
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, Errors{{File: path, Msg: reason(err)}}
+		return File{}, Errors{{File: path, Msg: reason(err)}}
 	}
-	return parse(path, data, readableByOthers(info.Mode()), look)
+	return File{path, data, readableByOthers(info.Mode())}, nil
 }
+
+// Parse is the rest of [Load].
+func (f File) Parse() (*Config, error) { return parse(f, nil) }
 
 // reason returns what went wrong with a file whose name has been said.
 func reason(err error) string {
@@ -60,17 +79,17 @@ func reason(err error) string {
 // Parse parses a config. The file name is for messages, and its directory is
 // where relative paths of secrets start. Every error is an [Errors].
 func Parse(filename string, data []byte) (*Config, error) {
-	return parse(filename, data, false, nil)
+	return parse(File{Name: filename, Data: data}, nil)
 }
 
-func parse(filename string, data []byte, readable bool, look func(*Config) []Problem) (*Config, error) {
-	src := newSource(filename, data)
-	root, err := src.parseYAML(data)
+func parse(f File, look func(*Config) []Problem) (*Config, error) {
+	src := newSource(f.Name, f.Data)
+	root, err := src.parseYAML(f.Data)
 	if err != nil {
 		return nil, err
 	}
 	c := Default()
-	c.File = filename
+	c.File = f.Name
 	d := &decoder{source: src}
 	d.checkTags(root)
 	d.fields(root, reflect.ValueOf(c).Elem(), "the config")
@@ -87,7 +106,7 @@ func parse(filename string, data []byte, readable bool, look func(*Config) []Pro
 	if len(d.errs) > 0 {
 		return nil, d.finish(d.errs)
 	}
-	c.Warnings = d.finish(append(d.warnings(c), d.secretWarnings(readable)...))
+	c.Warnings = d.finish(append(d.warnings(c), d.secretWarnings(f.Readable)...))
 	return c, nil
 }
 
