@@ -133,14 +133,18 @@ func (s spec) load() (*config.Config, error) {
 }
 
 // logLevel returns the level of the log, and whether flows that went well are
-// left out. A config that asks for more is heard.
+// left out. A config that asks for more is heard,
+// and one that asks for less than -v is not.
 func (s spec) logLevel(cfg *config.Config) (level slog.Level, quiet bool) {
 	level = slog.LevelInfo
 	if s.Config != "" {
 		level = slog.Level(cfg.Log.Level)
 	}
-	if s.Verbose > 1 {
+	switch {
+	case s.Verbose > 1:
 		level = slog.LevelDebug
+	case s.Verbose > 0:
+		level = min(level, slog.LevelInfo)
 	}
 	return level, s.Verbose == 0 && level == slog.LevelInfo
 }
