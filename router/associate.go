@@ -74,12 +74,17 @@ func (r *Router) Associate(f flow.Flow, c PacketClient) (*Association, error) {
 		RealSenders: true,
 		Idle:        r.opts.UDPIdle,
 		MaxSessions: maxAssociationSessions,
+		QueueBytes:  associationQueue,
 	})
 	return a, nil
 }
 
 // maxAssociationSessions is how many outbounds one client may use at a time.
 const maxAssociationSessions = 16
+
+// associationQueue is what one client may have wait for answers of servers: 16 paths' full
+// queues of long datagrams, or the first flights of 80 QUIC connections.
+const associationQueue = 1 << 20
 
 // Run serves the association until ctx ends, and returns when all of it has ended.
 func (a *Association) Run(ctx context.Context) {

@@ -47,5 +47,6 @@
 //   - a path or session without a datagram either way for [Options.Idle] ends
 //   - [Options.MaxSessions] in all: one of the longest idle makes room
 //   - [Options.MaxPaths] of one session: a datagram to one more is dropped
-//   - 16 datagrams and 64 KiB wait in a path's queue
+//   - 16 datagrams and 64 KiB wait in a path's queue, and [Options.QueueBytes] in those
+//     of all paths; what is beyond is dropped
 package udpnat

@@ -3,6 +3,7 @@ package udpnat
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -347,11 +348,28 @@ func (p *path) send(payload []byte) bool {
 		p.write(w, payload, now)
 		return true
 	}
-	if len(p.queue) < queueDatagrams && p.queued+len(payload) <= queueBytes {
+	if len(p.queue) < queueDatagrams && p.queued+len(payload) <= queueBytes && p.session.table.mayQueue(len(payload)) {
 		p.queue = append(p.queue, append([]byte(nil), payload...))
 		p.queued += len(payload)
 	}
 	return true
+}
+
+// unqueueLocked returns what waits, which does no longer.
+func (p *path) unqueueLocked() [][]byte {
+	queue := p.queue
+	p.session.table.queued.Add(-int64(p.queued))
+	p.queue, p.queued = nil, 0
+	return queue
+}
+
+// mayQueue takes room for n bytes that wait, if there is any.
+func (t *Table) mayQueue(n int) bool {
+	if t.queued.Add(int64(n)) <= int64(t.opts.QueueBytes) {
+		return true
+	}
+	t.queued.Add(-int64(n))
+	return false
 }
 
 func (p *path) touch(now int64) {
@@ -422,10 +440,9 @@ func (p *path) prepare() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := s.table.nanos(time.Now())
-	for _, b := range p.queue {
+	for _, b := range p.unqueueLocked() {
 		p.write(w, b, now)
 	}
-	p.queue = nil
 	p.ready.Store(w)
 }
 
@@ -440,8 +457,8 @@ func (p *path) refuse(err error) {
 		e = 0
 	}
 	p.mu.Lock()
-	queue := p.queue
-	p.queue, p.err, p.failed, p.since = nil, err, e, time.Now()
+	queue := p.unqueueLocked()
+	p.err, p.failed, p.since = err, e, time.Now()
 	p.mu.Unlock()
 	p.session.table.schedule(&p.due, time.Now().Add(cooldown))
 	for _, b := range queue {
@@ -475,6 +492,12 @@ func (p *path) finish(err error) {
 	if p.decision.Release != nil {
 		p.decision.Release()
 	}
+	p.mu.Lock()
+	p.unqueueLocked()
+	if p.err == nil {
+		p.err = net.ErrClosed // who has found the path just now queues nothing more
+	}
+	p.mu.Unlock()
 	p.session.table.opts.Done(p.record(err))
 }
 

@@ -22,6 +22,9 @@ const (
 	// files.
 	DefaultMaxSessions = 4096
 	DefaultMaxPaths    = 1024
+	// DefaultQueueBytes is room for the first flights of 1,000 QUIC clients that
+	// begin while nobody answers.
+	DefaultQueueBytes = 16 << 20
 )
 
 // Writer is the client's side. Its methods are called concurrently and do not
@@ -80,6 +83,7 @@ type Options struct {
 	Idle        time.Duration // 0: DefaultIdle
 	MaxSessions int           // 0: DefaultMaxSessions
 	MaxPaths    int           // of one session; 0: DefaultMaxPaths
+	QueueBytes  int           // that wait in all paths together; 0: DefaultQueueBytes
 }
 
 // cooldown is how long a session that could not be opened is refused at once,
@@ -120,6 +124,7 @@ type Table struct {
 	evicted  uint64
 
 	limited atomic.Uint64 // datagrams that went too fast
+	queued  atomic.Int64  // bytes in the queues of paths
 }
 
 type pathKey struct{ src, dst netip.AddrPort }
@@ -149,6 +154,9 @@ func New(o Options) *Table {
 	}
 	if o.MaxPaths <= 0 {
 		o.MaxPaths = DefaultMaxPaths
+	}
+	if o.QueueBytes <= 0 {
+		o.QueueBytes = DefaultQueueBytes
 	}
 	if o.Done == nil {
 		o.Done = func(Record) {}

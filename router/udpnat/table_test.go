@@ -393,6 +393,41 @@ func TestDatagramsWaitForTheSession(t *testing.T) {
 	})
 }
 
+// TestQueuesAreBounded: all queues together take so many bytes, and give them back whether
+// the datagrams are sent, refused, or the session ends.
+func TestQueuesAreBounded(t *testing.T) {
+	const each, room = 1000, 5
+	for _, end := range []string{"sent", "refused", "idle"} {
+		d := new(fakeDialer)
+		if end == "refused" {
+			d.err = errors.New("server down")
+		}
+		run(t, Options{Decide: via(d), QueueBytes: room*each + 1}, func(t *testing.T, tab *Table, rec *recorder) {
+			d.gate = make(chan struct{}) // of this bubble
+			for i := range room + 3 {
+				to := netip.AddrPortFrom(remote1.Addr(), uint16(1000+i))
+				if !send(t, tab, clientA, to, strings.Repeat("x", each)) {
+					t.Fatalf("%s: datagram %d was refused; want it queued or lost", end, i)
+				}
+			}
+			if n := tab.queued.Load(); n != room*each {
+				t.Errorf("%s: %d bytes wait, want %d", end, n, room*each)
+			}
+			if end == "idle" {
+				time.Sleep(2 * DefaultIdle)
+			}
+			close(d.gate)
+			synctest.Wait()
+			if end == "sent" && len(d.conns[0].sent) != room {
+				t.Errorf("%d were sent, want %d", len(d.conns[0].sent), room)
+			}
+			if n := tab.queued.Load(); n != 0 {
+				t.Errorf("%s: %d bytes wait still", end, n)
+			}
+		})
+	}
+}
+
 func TestFailureToOpenIsToldAndCoolsDown(t *testing.T) {
 	d := &fakeDialer{err: errors.New("server down")}
 	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
