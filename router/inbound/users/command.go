@@ -26,9 +26,9 @@ func (c Command) verify(ctx context.Context, user, password string) (inbound.Ide
 	if strings.ContainsAny(user+password, "\x00\r\n") {
 		return inbound.Identity{}, inbound.ErrDenied // one line each
 	}
-	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	limited, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
+	cmd := exec.CommandContext(limited, c.Args[0], c.Args[1:]...)
 	cmd.Stdin = strings.NewReader(user + "\n" + password + "\n")
 	cmd.WaitDelay = time.Second // for who has left a child behind
 	err := cmd.Run()
@@ -37,6 +37,8 @@ func (c Command) verify(ctx context.Context, user, password string) (inbound.Ide
 	case err == nil:
 		return inbound.Identity{User: user}, nil
 	case ctx.Err() != nil:
+		return inbound.Identity{}, context.Cause(ctx)
+	case limited.Err() != nil:
 		return inbound.Identity{}, fmt.Errorf("authenticate: %s: no answer within %v", c.Args[0], commandTime)
 	case errors.As(err, &exit) && exit.ExitCode() == 1:
 		return inbound.Identity{}, inbound.ErrDenied

@@ -46,6 +46,9 @@ const (
 	// maxSources whose failures are kept. There are more while more have a password
 	// looked at, which are clients that we have a connection of.
 	maxSources = 4096
+
+	// complainEvery is how often it is told that users cannot be checked.
+	complainEvery = time.Minute
 )
 
 // Guard checks users by way of a [File] or a [Command]. It is safe for concurrent use.
@@ -61,6 +64,8 @@ type Guard struct {
 	mu      sync.Mutex // guards what follows
 	known   map[string]memory
 	sources map[netip.Addr]*source
+	failed  int // checks, since that was last told
+	told    time.Time
 }
 
 // memory is that a user was right: not the password, but a hash of it under a key that
@@ -137,8 +142,10 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 		// Failures of the same source stay: they may be another's.
 		g.remember(user, sum, who)
 		return who, nil
+	case ctx.Err() != nil: // the client has gone, or its time is over
+		return inbound.Identity{}, err
 	case !errors.Is(err, inbound.ErrDenied):
-		g.log.Error("users cannot be checked", "err", err)
+		g.complain(err)
 		return inbound.Identity{}, errors.Join(inbound.ErrDenied, err)
 	}
 	delay := g.blame(from, s)
@@ -146,6 +153,21 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 		return inbound.Identity{}, err
 	}
 	return inbound.Identity{}, inbound.ErrDenied
+}
+
+// complain tells that users cannot be checked. Any client may be why.
+func (g *Guard) complain(err error) {
+	g.mu.Lock()
+	g.failed++
+	now, times := g.now(), g.failed
+	due := now.Sub(g.told) >= complainEvery
+	if due {
+		g.failed, g.told = 0, now
+	}
+	g.mu.Unlock()
+	if due {
+		g.log.Error("users cannot be checked", "err", err, "times", times)
+	}
 }
 
 // verify is verifier's, for as many at a time as can run, unless the source is locked.

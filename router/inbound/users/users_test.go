@@ -201,8 +201,34 @@ exit 1
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := (Command{Args: []string{"sleep", "60"}}).verify(ctx, "a", "b"); err == nil || errors.Is(err, inbound.ErrDenied) {
-		t.Errorf("a program that hangs: got %v", err)
+	if _, err := (Command{Args: []string{"sleep", "60"}}).verify(ctx, "a", "b"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("whose own time is over: got %v", err)
+	}
+}
+
+// TestFailuresAreToldOnce: that a program is missing is told of once a minute, however
+// many ask, and that a client has gone is not.
+func TestFailuresAreToldOnce(t *testing.T) {
+	var log strings.Builder
+	g := NewGuard(Command{Args: []string{"/does/not/exist"}}, slog.New(slog.NewTextHandler(&log, nil)))
+	now := time.Now()
+	g.now = func() time.Time { return now }
+	g.sleep = func(context.Context, time.Duration) error { return nil }
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := g.Check(gone, netip.Addr{}, "alice", "x"); err == nil || log.Len() > 0 {
+		t.Errorf("who has gone: %v, %s", err, &log)
+	}
+	for range 2 {
+		for range 5 {
+			if _, err := g.Check(t.Context(), netip.Addr{}, "alice", "x"); !errors.Is(err, inbound.ErrDenied) {
+				t.Errorf("got %v", err)
+			}
+		}
+		now = now.Add(complainEvery)
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "times=5") {
+		t.Errorf("told %d times in two minutes, want once in each:\n%s", n, &log)
 	}
 }
 
