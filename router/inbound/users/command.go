@@ -46,5 +46,11 @@ func (c Command) verify(ctx context.Context, user, password string) (inbound.Ide
 	return inbound.Identity{}, fmt.Errorf("authenticate: %s: %w", c.Args[0], err)
 }
 
+// maxPrograms run at a time. They wait for others, as LDAP servers, more than they compute.
+const maxPrograms = 32
+
+// atATime implements verifier.
+func (Command) atATime() int { return maxPrograms }
+
 // version implements verifier: nobody tells of a change.
 func (Command) version(string) string { return "" }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -186,6 +187,9 @@ func (f *File) verify(_ context.Context, user, password string) (inbound.Identit
 	}
 	return inbound.Identity{User: user, Groups: e.groups}, nil
 }
+
+// atATime implements verifier: a hash takes a processor.
+func (*File) atATime() int { return runtime.GOMAXPROCS(0) }
 
 // version implements verifier: what the user's line says.
 func (f *File) version(user string) string {

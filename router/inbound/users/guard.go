@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
@@ -22,6 +21,8 @@ type verifier interface {
 	verify(ctx context.Context, user, password string) (inbound.Identity, error)
 	// version changes when what verify has said of a user no longer counts.
 	version(user string) string
+	// atATime is how many verify may run at once.
+	atATime() int
 }
 
 // What a Guard allows.
@@ -91,7 +92,7 @@ func NewGuard(v verifier, log *slog.Logger) *Guard {
 	}
 	g := &Guard{
 		verifier: v, log: log, now: time.Now, sleep: sleep,
-		slots: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		slots: make(chan struct{}, v.atATime()),
 		known: make(map[string]memory), sources: make(map[netip.Addr]*source),
 	}
 	rand.Read(g.key[:])
