@@ -36,6 +36,7 @@ type File struct {
 
 	mu      sync.Mutex // guards what follows
 	entries map[string]entry
+	nobody  string // see nobody
 	state   fileState
 	looked  time.Time
 }
@@ -60,6 +61,7 @@ func Open(path string, log *slog.Logger) (*File, error) {
 	f := &File{path: path, log: log}
 	var err error
 	f.entries, f.state, err = load(path)
+	f.nobody = nobody(f.entries)
 	f.looked = time.Now()
 	return f, err
 }
@@ -143,7 +145,8 @@ func CheckUser(name string) error {
 // lookInterval is how soon a change is seen.
 const lookInterval = time.Second
 
-// find returns a user, of the file as it is now.
+// find returns a user, of the file as it is now. Where there is none, the entry has a hash
+// all the same, which no password has.
 func (f *File) find(user string) (entry, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -152,6 +155,9 @@ func (f *File) find(user string) (entry, bool) {
 		f.lookLocked()
 	}
 	e, ok := f.entries[user]
+	if !ok {
+		e.hash = f.nobody
+	}
 	return e, ok
 }
 
@@ -168,20 +174,13 @@ func (f *File) lookLocked() {
 		f.state = state
 		return
 	}
-	f.entries, f.state = entries, state
+	f.entries, f.nobody, f.state = entries, nobody(entries), state
 	f.log.Info("users read again", "file", f.path, "users", len(entries))
 }
-
-// nobody is the hash that is verified for users who do not exist, so that it takes as
-// long to refuse them. No password has it.
-var nobody = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + strings.Repeat("A", 43)
 
 // verify implements verifier.
 func (f *File) verify(_ context.Context, user, password string) (inbound.Identity, error) {
 	e, ok := f.find(user)
-	if !ok {
-		e.hash = nobody
-	}
 	if !verify(e.hash, password) || !ok {
 		return inbound.Identity{}, inbound.ErrDenied
 	}

@@ -85,6 +85,33 @@ func checkHash(hash string) error {
 	return err
 }
 
+// kind returns what of a hash says how long it takes: its beginning.
+func kind(hash string) string {
+	if strings.HasPrefix(hash, "$2") {
+		return hash[:len("$2y$05$")]
+	}
+	return hash[:1+strings.LastIndexByte(hash[:strings.LastIndexByte(hash, '$')], '$')]
+}
+
+// nobody returns the hash that is verified for users who do not exist, so that it takes
+// as long to refuse them as most of those who do: it is of the same kind. No password has
+// it.
+func nobody(entries map[string]entry) string {
+	counts := make(map[string]int)
+	most := kind(fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$$", argon2.Version, hashMemory, hashTime, hashThreads))
+	for _, e := range entries {
+		k := kind(e.hash)
+		counts[k]++
+		if counts[k] > counts[most] || counts[k] == counts[most] && k > most {
+			most = k
+		}
+	}
+	if strings.HasPrefix(most, "$2") {
+		return most + strings.Repeat(".", 22+31) // of salt and key: bcrypt's zeros
+	}
+	return most + strings.Repeat("A", 22) + "$" + strings.Repeat("A", 43)
+}
+
 // verify tells whether a hash is of a password.
 func verify(hash, password string) bool {
 	if strings.HasPrefix(hash, "$2") {

@@ -80,6 +80,40 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// TestNobodyTakesAsLong: to refuse who does not exist is the work that it is to refuse
+// most of those who do.
+func TestNobodyTakesAsLong(t *testing.T) {
+	cheap, dear := bcryptOf(t, "x"), Hash("x")
+	for _, tt := range []struct {
+		hashes []string
+		want   string
+	}{
+		{nil, "$argon2id$v=19$m=19456,t=2,p=1$"},
+		{[]string{dear}, "$argon2id$v=19$m=19456,t=2,p=1$"},
+		{[]string{cheap, dear, cheap}, cheap[:7]},
+		{[]string{cheap, dear, dear}, "$argon2id$v=19$m=19456,t=2,p=1$"},
+		{[]string{"$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"}, "$argon2id$v=19$m=65536,t=2,p=1$"},
+	} {
+		entries := make(map[string]entry)
+		for i, h := range tt.hashes {
+			entries[fmt.Sprint(i)] = entry{hash: h}
+		}
+		got := nobody(entries)
+		if !strings.HasPrefix(got, tt.want) || checkHash(got) != nil || verify(got, "") || verify(got, "x") {
+			t.Errorf("%q: %s, want one of %s that no password has", tt.hashes, got, tt.want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "users")
+	write(t, path, "alice:"+cheap+"\n")
+	f, err := Open(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := f.find("bob"); ok || kind(e.hash) != cheap[:7] {
+		t.Errorf("bob has %+v, %v; want a hash of the kind of alice", e, ok)
+	}
+}
+
 // TestBadFiles: a file with an error is refused with the line, and without the hash.
 func TestBadFiles(t *testing.T) {
 	hash := Hash("x")
