@@ -35,6 +35,10 @@ const (
 	// used no later than that after what the file says.
 	maxUseAge = 15 * time.Minute
 
+	// The longest notes that wait while the disk hangs: what more than a hundred
+	// thousand names take. Beyond that the file counts as one that cannot be written.
+	maxPending = 4 << 20
+
 	// A file is written anew when it is longer than its leases would take,
 	// twice and this more.
 	compactFrom = 1 << 20
@@ -42,6 +46,8 @@ const (
 
 // ErrInUse says that another daemon keeps its leases in a file.
 var ErrInUse = errors.New("another tunroute keeps its leases there")
+
+var errBehind = errors.New("the disk is too slow for what changes")
 
 // store keeps the leases of a pool in a file.
 //
@@ -54,11 +60,13 @@ var ErrInUse = errors.New("another tunroute keeps its leases there")
 // such that it does no harm if the new one has some of that already.
 //
 // Where writing fails nothing is noted, so that memory is bounded and answers do
-// not wait, until the file has been written anew.
+// not wait, until the file has been written anew. So it is where a write takes so long
+// that maxPending is reached.
 type store struct {
 	pool   *Pool
 	path   string
 	useAge uint32 // seconds
+	most   int    // maxPending
 
 	failing atomic.Bool // the file does not have what it should have
 	unsaved atomic.Uint64
@@ -67,7 +75,8 @@ type store struct {
 	// Guarded by Pool.mu.
 	pending *notes // what is to be written
 	writing *notes // what is being written; nil where nothing is
-	side    *notes // what follows what is written anew; nil where nothing is
+	side    *notes // what follows what is written anew; nil where nothing is, or it is of no use any more
+	lost    bool   // something is in none of them, and only a file written anew will have it
 	closed  bool
 	wake    chan struct{} // there is something pending
 
@@ -127,6 +136,7 @@ func (p *Pool) Open(path string) error {
 		pool:    p,
 		path:    path,
 		useAge:  uint32(max(min(time.Duration(p.quarantine)/4, maxUseAge), time.Second) / time.Second),
+		most:    maxPending,
 		pending: newNotes(),
 		wake:    make(chan struct{}, 1),
 	}
@@ -261,6 +271,11 @@ func (s *store) note(kind byte, l *lease, now int64) *notes {
 		return nil
 	}
 	b, at := s.pending, second(now)
+	if len(b.entries) >= s.most {
+		s.lost, s.side = true, nil
+		s.failing.Store(true)
+		return nil
+	}
 	name := ""
 	switch kind {
 	case entryLease:
@@ -446,14 +461,23 @@ func (s *store) flush() error {
 		return nil
 	}
 	s.pending, s.writing = newNotes(), b
+	if s.side != nil && len(s.side.entries) >= s.most {
+		s.side = nil
+	}
 	if s.side != nil {
 		s.side.entries = append(s.side.entries, b.entries...)
 		s.side.uses = append(s.side.uses, b.uses...)
 	}
+	lost := s.lost
 	p.mu.Unlock()
 
 	var err error
-	if !s.failing.Load() {
+	if s.failing.Load() {
+		if lost {
+			err = errBehind
+			s.fail(err)
+		}
+	} else {
 		// At the end of what is good: behind it may be a part of a write that
 		// has failed.
 		if _, err = s.file.WriteAt(b.entries, s.size); err == nil {
@@ -533,7 +557,7 @@ type rewritten struct {
 // begin begins to write the file anew: from now on side is filled.
 func (s *store) begin() rewritten {
 	s.pool.mu.Lock()
-	s.side = newNotes()
+	s.side, s.lost = newNotes(), false
 	s.pool.mu.Unlock()
 	return rewritten{}
 }
@@ -612,7 +636,7 @@ func (s *store) more(r rewritten) (rewritten, bool) {
 	}
 	s.pool.mu.Lock()
 	defer s.pool.mu.Unlock()
-	if len(s.side.entries) <= few {
+	if s.side == nil || len(s.side.entries) <= few {
 		return r, false
 	}
 	r.rest, r.uses = s.side.entries, append(r.uses, s.side.uses...)
@@ -623,12 +647,17 @@ func (s *store) more(r rewritten) (rewritten, bool) {
 // finish puts the new file in the place of the old one.
 func (s *store) finish(r rewritten) error {
 	p := s.pool
+	p.mu.Lock()
 	side := s.side // nobody else adds to it, and what is pending comes after it
+	p.mu.Unlock()
+	if side == nil && r.err == nil {
+		r.err = errBehind
+	}
 	failing := s.failing.Load()
 	defer func() {
 		p.mu.Lock()
 		s.side = nil
-		s.failing.Store(failing)
+		s.failing.Store(failing || s.lost)
 		p.mu.Unlock()
 	}()
 	if r.err == nil && s.file == nil {

@@ -683,3 +683,83 @@ func BenchmarkPoolLeaseKept(b *testing.B) {
 	})
 	b.ReportMetric(float64(p.Stats().Unsaved), "unsaved")
 }
+
+// While a write hangs, what waits to be written is bounded; then the file has all.
+func TestDiskHangs(t *testing.T) {
+	long := strings.Repeat(strings.Repeat("x", 60)+".", 3)
+	for _, tt := range []struct {
+		name string
+		fill func(t *testing.T, p *Pool, i int)
+	}{
+		{"new names", func(t *testing.T, p *Pool, i int) { p.mustGrant(t, fmt.Sprintf("n%d.%sexample", i, long)) }},
+		{"uses", func(t *testing.T, p *Pool, i int) { p.mustGrant(t, "old.example") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				path := filepath.Join(t.TempDir(), "leases")
+				p := openPool(t, path, PoolOptions{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+				p.store.most = 1 << 16
+				p.mustGrant(t, "old.example")
+				if err := p.store.flush(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Hour)
+				for i := 0; !p.store.failing.Load(); i++ {
+					tt.fill(t, p, i) // and nobody writes
+				}
+				if n := len(p.store.pending.entries); n > p.store.most+entryLen+maxName {
+					t.Errorf("%d octets wait", n)
+				}
+				p.mustGrant(t, "new.example")
+				stop := runPool(t, p)
+				synctest.Wait()
+				if s := p.Stats(); !s.Failing {
+					t.Errorf("stats %+v", s)
+				}
+				time.Sleep(retryDelay)
+				synctest.Wait()
+				if s := p.Stats(); s.Failing {
+					t.Errorf("stats %+v", s)
+				}
+				want := leasesOf(p)
+				copyFile(t, path, path+".copy")
+				stop()
+				if !strings.Contains(log.String(), errBehind.Error()) || !strings.Contains(log.String(), "kept again") {
+					t.Errorf("log %s", log.String())
+				}
+				sameLeases(t, leasesOf(openPool(t, path+".copy", PoolOptions{})), want)
+			})
+		})
+	}
+}
+
+// A new file that is so slow that not all can follow it takes nobody's place.
+func TestNewFileHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	p := openPool(t, path, PoolOptions{})
+	s := p.store
+	s.most = 1 << 16
+	r := s.rewrite(s.begin())
+	long := strings.Repeat(strings.Repeat("x", 60)+".", 3)
+	for i := 0; s.side != nil; i++ {
+		p.mustGrant(t, fmt.Sprintf("n%d.%sexample", i, long))
+		if i%100 == 0 {
+			if err := s.flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.finish(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flush(); err != nil || s.failing.Load() {
+		t.Errorf("the old file is written no more: %v", err)
+	}
+	want := leasesOf(p)
+	for _, file := range []string{".copy", ".anew"} {
+		copyFile(t, path, path+file)
+		sameLeases(t, leasesOf(openPool(t, path+file, PoolOptions{})), want)
+		s.rewriteNow()
+	}
+}
