@@ -375,7 +375,11 @@ func (s *store) run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		if s.dirty && syncAt == nil && !syncing {
-			syncAt = time.After(syncDelay)
+			delay := syncDelay
+			if s.newName {
+				delay = 0 // some of what is in it may have been synced in the old file
+			}
+			syncAt = time.After(delay)
 		}
 		select {
 		case <-ctx.Done():
@@ -410,8 +414,8 @@ func (s *store) run(ctx context.Context) {
 			anew = false
 			if s.finish(r) != nil {
 				retryAt = time.After(retryDelay)
-			} else if !syncing {
-				syncAt = time.After(0) // what came after r may have been synced in the old file
+			} else {
+				syncAt = nil // sooner
 			}
 		}
 	}
@@ -551,6 +555,7 @@ type rewritten struct {
 	size int64
 	rest []byte // to be appended
 	uses []use  // what the leases are to be told when it is in place
+	last bool   // rest is so short that to write and sync it takes no time
 	err  error
 }
 
@@ -627,18 +632,17 @@ func (s *store) writeAll(to io.WriterAt) (size int64, err error) {
 	return size, err
 }
 
-// more says whether more has come since than should be written while answers wait,
-// and then what.
+// more says whether what has come since is to be written and synced before the new file
+// takes its place, and then what: until that is short, and then once more, so that what
+// a crash of the machine may take is no older than one short sync.
 func (s *store) more(r rewritten) (rewritten, bool) {
 	const few = 1 << 16
-	if r.err != nil {
-		return r, false
-	}
 	s.pool.mu.Lock()
 	defer s.pool.mu.Unlock()
-	if s.side == nil || len(s.side.entries) <= few {
+	if r.err != nil || s.side == nil || len(s.side.entries) == 0 || r.last && len(s.side.entries) <= few {
 		return r, false
 	}
+	r.last = len(s.side.entries) <= few
 	r.rest, r.uses = s.side.entries, append(r.uses, s.side.uses...)
 	s.side = newNotes()
 	return r, true

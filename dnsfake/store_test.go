@@ -763,3 +763,47 @@ func TestNewFileHangs(t *testing.T) {
 		s.rewriteNow()
 	}
 }
+
+// What has come while a file was written anew is synced before that takes the place of
+// the old one, in which it was; but for what comes in the last moment.
+func TestNewFileIsSyncedBeforeItCounts(t *testing.T) {
+	p := openPool(t, filepath.Join(t.TempDir(), "leases"), PoolOptions{})
+	s := p.store
+	n := 0
+	come := func(names int) {
+		t.Helper()
+		for range names {
+			n++
+			p.mustGrant(t, fmt.Sprintf("n%d.example", n))
+		}
+		if err := s.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := s.rewrite(s.begin())
+	for i, round := range []struct {
+		come int
+		more bool
+	}{
+		{5000, true}, {5000, true}, {1, true}, {5000, true}, {1, true}, {1, false},
+	} {
+		come(round.come)
+		var more bool
+		if r, more = s.more(r); more != round.more {
+			t.Fatalf("round %d: %v", i, more)
+		}
+		if more {
+			r = s.rewrite(r)
+		}
+	}
+	if err := s.finish(r); err != nil {
+		t.Fatal(err)
+	}
+	r = s.rewrite(s.begin())
+	if _, more := s.more(r); more {
+		t.Error("nothing has come")
+	}
+	if err := s.finish(r); err != nil {
+		t.Fatal(err)
+	}
+}
