@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -142,7 +144,7 @@ func (p *Pool) Open(path string) error {
 	}
 	s.warned.Store(-int64(warnEvery))
 	s.failing.Store(true) // nothing is in the file yet
-	file, err := s.lock()
+	file, err := lock(s.path)
 	if errors.Is(err, ErrInUse) || errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("leases in %s: %w", path, err)
 	}
@@ -161,17 +163,17 @@ func (p *Pool) Open(path string) error {
 	return nil
 }
 
-// lock opens the file, or makes it, and locks it. Where it can only be read it is
-// opened for that.
-func (s *store) lock() (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+// lock opens the file of a path, or makes it, and locks it. Where it can only be read it
+// is opened for that.
+func lock(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	for {
-		f, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			var readErr error
-			if f, readErr = os.Open(s.path); readErr != nil {
+			if f, readErr = os.Open(path); readErr != nil {
 				return nil, err
 			}
 		}
@@ -180,7 +182,7 @@ func (s *store) lock() (*os.File, error) {
 			return nil, err
 		}
 		// It may have been written anew and given back in between.
-		is, err := os.Stat(s.path)
+		is, err := os.Stat(path)
 		was, err2 := f.Stat()
 		switch {
 		case err == nil && err2 == nil && !was.Mode().IsRegular():
@@ -257,10 +259,15 @@ func (s *store) setAside(why string, kept int) {
 // fail notes and tells that the file cannot be written.
 func (s *store) fail(err error) {
 	s.failing.Store(true)
-	now := s.pool.now()
-	if err.Error() != s.said || now.Sub(s.saidAt) >= repeatEvery {
-		s.said, s.saidAt = err.Error(), now
-		s.pool.log.Error("leases are not kept; tried again", "file", s.path, "err", err)
+	s.tell(slog.LevelError, "leases are not kept; tried again", err)
+}
+
+// tell logs an error, unless it was the last one and that was a short while ago.
+func (s *store) tell(level slog.Level, what string, err error) {
+	now, text := s.pool.now(), what+err.Error()
+	if text != s.said || now.Sub(s.saidAt) >= repeatEvery {
+		s.said, s.saidAt = text, now
+		s.pool.log.Log(context.Background(), level, what, "file", s.path, "err", err)
 	}
 }
 
@@ -516,13 +523,18 @@ func (s *store) sync() func() error {
 	}
 }
 
+// syncDir has the disk know of a new name, where directories can be synced: some file
+// systems do not, and those that we may not read cannot be.
 func syncDir(path string) error {
 	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.Sync()
+		d.Close()
 	}
-	defer d.Close()
-	return d.Sync()
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
 }
 
 // worth returns the length of a file with the leases of now and nothing else.
@@ -586,16 +598,18 @@ func (s *store) rewrite(r rewritten) rewritten {
 	return r
 }
 
-// create makes the new file, and locks it before others can.
+// create makes the new file, and locks it before others can. One that is there already
+// is what a crash has left, or another daemon is about to have it.
 func (s *store) create() (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(s.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := lock(s.path + ".new")
 	if err != nil {
 		return nil, err
 	}
-	return f, lockFile(f)
+	if err := f.Truncate(0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // writeAll writes all leases. What changes meanwhile is in side.
@@ -666,7 +680,7 @@ func (s *store) finish(r rewritten) error {
 	}()
 	if r.err == nil && s.file == nil {
 		// Nobody has locked the name yet.
-		if s.file, r.err = s.lock(); r.err == nil {
+		if s.file, r.err = lock(s.path); r.err == nil {
 			if info, err := s.file.Stat(); err == nil && info.Size() > 0 {
 				s.setAside("it could not be opened before", 0)
 			}
@@ -685,7 +699,7 @@ func (s *store) finish(r rewritten) error {
 			s.fail(r.err)
 			return r.err
 		}
-		p.log.Warn("leases: the file is not made shorter", "file", s.path, "err", r.err)
+		s.tell(slog.LevelWarn, "leases: the file is not made shorter", r.err)
 		return nil
 	}
 	s.file.Close()
@@ -694,19 +708,18 @@ func (s *store) finish(r rewritten) error {
 	for _, u := range r.uses {
 		u.l.save(u.time)
 	}
-	failing = false
-	if s.said != "" {
+	if failing && s.said != "" {
 		p.log.Info("leases are kept again", "file", s.path)
-		s.said = ""
 	}
+	failing, s.said = false, ""
 	return nil
 }
 
 // discard removes a new file that does not take the place of the old one.
 func (s *store) discard(r rewritten) {
 	if r.file != nil {
+		os.Remove(s.path + ".new") // while nobody else can have it
 		r.file.Close()
-		os.Remove(s.path + ".new")
 	}
 }
 

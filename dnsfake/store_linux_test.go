@@ -2,7 +2,9 @@ package dnsfake
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -109,5 +111,15 @@ func TestDiskIsFullOrReadOnly(t *testing.T) {
 				sameLeases(t, leasesOf(openPool(t, path, PoolOptions{})), want)
 			})
 		})
+	}
+}
+
+// A directory that cannot be synced does not spoil the file in it.
+func TestDirectoryCannotBeSynced(t *testing.T) {
+	if err := syncDir("/proc/self/leases"); err != nil { // no fsync there
+		t.Error(err)
+	}
+	if err := syncDir(filepath.Join(t.TempDir(), "not", "there")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }

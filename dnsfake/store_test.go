@@ -807,3 +807,67 @@ func TestNewFileIsSyncedBeforeItCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A new file that another daemon has is left alone, and what a crash has left of one
+// gives way.
+func TestNewFileOfAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	p := openPool(t, path, PoolOptions{})
+	p.mustGrant(t, "a.example")
+	if err := p.store.flush(); err != nil {
+		t.Fatal(err)
+	}
+	const theirs = "what another daemon is writing"
+	if err := os.WriteFile(path+".new", []byte(theirs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other, err := lock(path + ".new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.store.rewriteNow()
+	if got, err := os.ReadFile(path + ".new"); err != nil || string(got) != theirs {
+		t.Errorf("%q, %v", got, err)
+	}
+	if s := p.Stats(); s.Failing {
+		t.Errorf("stats %+v", s)
+	}
+	other.Close()
+	p.store.rewriteNow()
+	if _, err := os.Stat(path + ".new"); err == nil {
+		t.Error("the new file is still there")
+	}
+	copyFile(t, path, path+".copy")
+	sameLeases(t, leasesOf(openPool(t, path+".copy", PoolOptions{})), leasesOf(p))
+}
+
+// That a file cannot be made shorter is told once in a while, and is no reason to say
+// later that leases are kept again.
+func TestFileIsNotMadeShorter(t *testing.T) {
+	var c clock
+	var log bytes.Buffer
+	path := filepath.Join(t.TempDir(), "leases")
+	p := openPool(t, path, PoolOptions{Now: c.now, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err := os.Mkdir(path+".new", 0o700); err != nil { // in the way
+		t.Fatal(err)
+	}
+	for range 10 {
+		p.store.rewriteNow()
+		c.advance(time.Minute)
+	}
+	if n := strings.Count(log.String(), "not made shorter"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log.String())
+	}
+	c.advance(repeatEvery)
+	p.store.rewriteNow()
+	if n := strings.Count(log.String(), "not made shorter"); n != 2 {
+		t.Errorf("%d warnings: %s", n, log.String())
+	}
+	if err := os.Remove(path + ".new"); err != nil {
+		t.Fatal(err)
+	}
+	p.store.rewriteNow()
+	if strings.Contains(log.String(), "kept again") {
+		t.Errorf("log %s", log.String())
+	}
+}
