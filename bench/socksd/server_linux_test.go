@@ -53,7 +53,7 @@ func request(t *testing.T, server *net.TCPAddr, command byte, to netip.AddrPort,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	b := appendAddr([]byte{version, 2, 2, noAuth, version, command, 0}, to)
 	if _, err := c.Write(append(b, early...)); err != nil {
 		t.Fatal(err)
@@ -84,7 +84,7 @@ func TestConnect(t *testing.T) {
 	if code != granted || bound != target.RemoteAddr().(*net.TCPAddr).AddrPort() {
 		t.Fatalf("code %d, bound to %v; want %d, %v", code, bound, granted, target.RemoteAddr())
 	}
-	target.SetDeadline(time.Now().Add(10 * time.Second))
+	target.SetDeadline(time.Now().Add(time.Minute))
 	sent := make(chan error, 1)
 	go func() {
 		_, err := c.Write(big)
@@ -157,7 +157,7 @@ func TestIdleConnectionsCostTwoFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { target.Close() })
-		target.SetDeadline(time.Now().Add(10 * time.Second))
+		target.SetDeadline(time.Now().Add(time.Minute))
 		// A byte each way, so that both directions have been at work.
 		if _, err := io.ReadFull(target, make([]byte, 1)); err != nil {
 			t.Fatal(err)
@@ -190,7 +190,7 @@ func TestAssociate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(time.Minute)
 	target.SetDeadline(end)
 	client.SetDeadline(end)
 	to := target.LocalAddr().(*net.UDPAddr).AddrPort()

@@ -154,7 +154,7 @@ rules:
 							}
 							logged := len(sh.Log())
 							out, d := connect(t, sh, addr, f.port)
-							for range 4 {
+							for range 19 {
 								if f.slow || d <= atOnce {
 									break
 								}
