@@ -106,7 +106,9 @@ func (h *Hosts) lookup(name string) []netip.Addr {
 }
 
 // answer returns what the file says to a question; nil where that is nothing. Other
-// machines are not told loopback addresses, which would be their own.
+// machines are not told loopback addresses, which would be their own. A name that it has
+// has no HTTPS and SVCB records: those of others lead to their addresses, which browsers
+// would take.
 func (h *Hosts) answer(q *query) *answer {
 	hosts, err := h.file.get()
 	if err != nil || hosts == nil || q.qclass != dns.ClassINET {
@@ -140,6 +142,14 @@ func (h *Hosts) answer(q *query) *answer {
 			return nil
 		}
 		m.Answer = append(m.Answer, &dns.PTR{Hdr: head, Ptr: dns.Fqdn(name)})
+	case dns.TypeHTTPS, dns.TypeSVCB:
+		name := q.name
+		for strings.HasPrefix(name, "_") { // _8443._https.www.example.org (RFC 9460 §2.3)
+			_, name, _ = strings.Cut(name, ".")
+		}
+		if _, ok := hosts.addrs[name]; !ok {
+			return nil
+		}
 	default:
 		return nil
 	}

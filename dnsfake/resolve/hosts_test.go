@@ -75,6 +75,9 @@ func TestHosts(t *testing.T) {
 			{"www.", dns.TypeAAAA, "NOERROR"},
 			{"this.", dns.TypeA, "NOERROR"}, // 127.0.1.1 is not for others
 			{"ads.example.com.", dns.TypeA, "NOERROR 0.0.0.0(10)"},
+			{"www.example.com.", dns.TypeHTTPS, "NOERROR"},
+			{"_8443._https.www.example.com.", dns.TypeHTTPS, "NOERROR"},
+			{"_dns.www.example.com.", dns.TypeSVCB, "NOERROR"},
 			{"7.2.0.192.in-addr.arpa.", dns.TypePTR, "NOERROR www.example.com.(10)"},
 			{"7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.B.d.0.1.0.0.2.ip6.arpa.", dns.TypePTR, "NOERROR www.example.com.(10)"},
 		} {
