@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -56,6 +57,11 @@ type CacheOptions struct {
 
 	// Hosts are files that know names; the first that has one counts.
 	Hosts []*Hosts
+
+	// Absent tells of a name, in the form that Choose gets, that nobody is to be
+	// asked for it: there is none but what a hosts file has. It is no matter of
+	// [Cache.Of]. Nil means that there is no such name.
+	Absent func(name string) bool
 
 	// Search is where look-ups get their search list from; nil for none.
 	Search *System
@@ -205,33 +211,43 @@ func (c *Cache) Exchange(ctx context.Context, msg []byte, network string) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if answer, ok := c.fromHosts(&q); ok {
+	if answer, ok := c.own(&q); ok {
 		return answer, nil
 	}
 	return c.exchange(ctx, &q, msg, network)
 }
 
-// Recall is Exchange for what a hosts file says or is kept. It does not wait: ok is
+// Recall is Exchange for what needs nobody to be asked. It does not wait: ok is
 // false where somebody would have to be asked.
 func (c *Cache) Recall(ctx context.Context, msg []byte) (answer []byte, ok bool) {
 	q, err := parseQuery(msg)
 	if err != nil {
 		return nil, false
 	}
-	if answer, ok = c.fromHosts(&q); ok {
+	if answer, ok = c.own(&q); ok {
 		return answer, true
 	}
 	return c.recall(ctx, &q)
 }
 
-func (c *Cache) fromHosts(q *query) (answer []byte, ok bool) {
+// own answers from a hosts file, or that there is no such name.
+func (c *Cache) own(q *query) (answer []byte, ok bool) {
 	for _, h := range c.opts.Hosts {
 		if a := h.answer(q); a != nil && !q.noRD {
 			return a.to(q, 0, maxTTL), true
 		}
 	}
+	if !c.absent(q.name) {
+		return nil, false
+	}
+	inFile := slices.ContainsFunc(c.opts.Hosts, func(h *Hosts) bool { return h.lookup(q.name) != nil })
+	if a := nothing(q, inFile); a != nil {
+		return a.to(q, 0, maxTTL), true
+	}
 	return nil, false
 }
+
+func (c *Cache) absent(name string) bool { return c.opts.Absent != nil && c.opts.Absent(name) }
 
 // Of returns what answers as c does, but asks r about every name and has no hosts
 // files. What r says is kept apart from what others do, in the same memory. A

@@ -193,6 +193,28 @@ func clean(msg []byte, q *query, private bool) (*answer, error) {
 	return a, nil
 }
 
+// nothing is our own answer that there is nothing of a type, or no such name. The SOA
+// record is the root's, whose names are above all; nobody.invalid is who RFC 6303 §3 has
+// to write to. Nil means that it cannot be written.
+func nothing(q *query, name bool) *answer {
+	const ttl = uint32(maxNegativeTTL / time.Second)
+	m := dns.Msg{Compress: true}
+	m.Response, m.RecursionAvailable = true, true
+	if !name {
+		m.Rcode = dns.RcodeNameError
+	}
+	m.Question = []dns.Question{{Name: dns.Fqdn(q.name), Qtype: q.qtype, Qclass: q.qclass}}
+	m.Ns = []dns.RR{&dns.SOA{
+		Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeSOA, Class: q.qclass, Ttl: ttl},
+		Ns:  ".", Mbox: "nobody.invalid.", Serial: 1, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl,
+	}}
+	msg, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return &answer{rcode: m.Rcode, msg: msg, ttl: maxNegativeTTL}
+}
+
 // follow returns the names that answers are about: that of q, and those that its
 // aliases lead to.
 func follow(answers []dns.RR, q *query) ([]string, error) {
@@ -255,7 +277,7 @@ func addrOf(rr dns.RR) (netip.Addr, bool) {
 // privateAddr returns a private address that a record would lead a client to; the
 // zero Addr where there is none.
 func privateAddr(rr dns.RR) netip.Addr {
-	if addr, ok := addrOf(rr); ok && isPrivate(addr) {
+	if addr, ok := addrOf(rr); ok && IsPrivate(addr) {
 		return addr
 	}
 	var hints []dns.SVCBKeyValue
@@ -279,7 +301,7 @@ func privateAddr(rr dns.RR) netip.Addr {
 				ips = append(ips, addr.Unmap())
 			}
 		}
-		if i := slices.IndexFunc(ips, isPrivate); i >= 0 {
+		if i := slices.IndexFunc(ips, IsPrivate); i >= 0 {
 			return ips[i]
 		}
 	}
@@ -309,16 +331,16 @@ var embeds = []struct {
 	{netip.MustParsePrefix("::/96"), 12},
 }
 
-// isPrivate tells whether an address is one of networks that nobody outside of them
+// IsPrivate tells whether an address is one of networks that nobody outside of them
 // can mean: RFC 1918, RFC 4193, loopback, link-local and privateNets, or leads to one.
-func isPrivate(a netip.Addr) bool {
+func IsPrivate(a netip.Addr) bool {
 	if a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() ||
 		slices.ContainsFunc(privateNets, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		return true
 	}
 	for _, e := range embeds {
 		if b := a.As16(); e.in.Contains(a) {
-			return isPrivate(netip.AddrFrom4([4]byte(b[e.at:])))
+			return IsPrivate(netip.AddrFrom4([4]byte(b[e.at:])))
 		}
 	}
 	return false

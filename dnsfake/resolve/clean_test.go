@@ -218,7 +218,7 @@ func TestIsPrivate(t *testing.T) {
 		"2002:a00:1::1": true, "2002:cb00:7101::1": false, "2002:7f00:1::": true,
 		"::127.0.0.1": true, "::203.0.113.1": false, "::0.0.0.2": true,
 	} {
-		if got := isPrivate(netip.MustParseAddr(text)); got != want {
+		if got := IsPrivate(netip.MustParseAddr(text)); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)
 		}
 	}

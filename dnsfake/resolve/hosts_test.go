@@ -44,6 +44,50 @@ func withHosts(t *testing.T, path string, search *System) (*Cache, *peer) {
 	return c, p
 }
 
+// TestAbsentNames: nobody is asked for them, and there are none but those of a file.
+func TestAbsentNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := t.TempDir() + "/hosts"
+		writeFile(t, path, "192.0.2.7 nas.local\n", 1)
+		p := newPeer(t, honest)
+		r := start(t, Options{Servers: []Server{p.server(UDP)}})
+		c := NewCache(CacheOptions{
+			Choose: func(string) *Resolver { return r },
+			Hosts:  []*Hosts{NewHosts(path)},
+			Absent: func(name string) bool { return below(name, "local") },
+		})
+		defer c.Close()
+		const soa = " . nobody.invalid. 1 3600 1200 604800 300(300)"
+		for _, tt := range []struct {
+			name  string
+			qtype uint16
+			rd    bool
+			want  string
+		}{
+			{"X.local.", dns.TypeA, true, "NXDOMAIN" + soa},
+			{"x.local.", dns.TypeTXT, false, "NXDOMAIN" + soa},
+			{`a\.b\200.local.`, dns.TypeA, true, "NXDOMAIN" + soa},
+			{"nas.local.", dns.TypeA, true, "NOERROR 192.0.2.7(10)"},
+			{"nas.local.", dns.TypeMX, true, "NOERROR" + soa},
+			{"local.example.com.", dns.TypeA, true, "NOERROR 203.0.113.80(60)"},
+		} {
+			q := new(dns.Msg).SetQuestion(tt.name, tt.qtype)
+			q.RecursionDesired = tt.rd
+			if _, got := exchange(t, c, q); got != tt.want {
+				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+			}
+		}
+		for host, want := range map[string]string{"x.local": "not found", "nas.local": "[192.0.2.7]"} {
+			if got := said(c.LookupNetIP(t.Context(), "ip", host)); got != want {
+				t.Errorf("%s: %s, want %s", host, got, want)
+			}
+		}
+		if got := p.questions(); len(got) != 1 {
+			t.Errorf("asked %v", got)
+		}
+	})
+}
+
 // TestHosts: what the file has nobody is asked for.
 func TestHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

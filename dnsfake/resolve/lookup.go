@@ -74,6 +74,9 @@ func (c *Cache) lookup(ctx context.Context, network, name string) ([]netip.Addr,
 	if addrs, ok, err := c.known(ctx, network, name); ok {
 		return addrs, err
 	}
+	if c.absent(name) {
+		return nil, notFound(name)
+	}
 	types := typesOf(network)
 	now := time.Now()
 	outcomes := make([]outcome, len(types))

@@ -1,6 +1,10 @@
 package config
 
-import "strings"
+import (
+	"strings"
+
+	"tunroute/router/rule"
+)
 
 // meantHere reports whether a canonical name means something in this network only,
 // so that nobody at the far end could say what: asked there it leaks, and with a
@@ -22,6 +26,14 @@ func meantHere(name string) bool {
 		}
 	}
 	return false
+}
+
+// MeantElsewhere reports whether nobody on the Internet can say what a canonical name
+// with a dot is: it means something in one network only, or is an onion service (RFC 7686
+// §2), which Tor finds without DNS.
+func MeantElsewhere(name string) bool {
+	name = rule.Host(name)
+	return strings.Contains(name, ".") && meantHere(name) || name == "onion" || strings.HasSuffix(name, ".onion")
 }
 
 // hereInArpa are home.arpa (RFC 8375) and the reverse zones of addresses that are

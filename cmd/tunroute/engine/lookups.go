@@ -87,6 +87,15 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 		}
 		return all
 	}}
+	public := true // none of those for all other names is of this network
+	o.Absent = func(name string) bool {
+		if !public || !config.MeantElsewhere(name) {
+			return false
+		}
+		_, listed := private.LookupService(name)
+		_, theirs := table.LookupService(name)
+		return !listed && !theirs
+	}
 	for _, split := range cfg.DNS.Split() {
 		if len(split.Resolvers) == 0 {
 			continue // there are none at all
@@ -112,6 +121,7 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 					o.Search, l.cluster = system, clusterDomains(conf.Search)
 				}
 			}
+			public = public && !(others && isOfThisNetwork(r))
 			ro.Servers = append(ro.Servers, l.server(r, system, outside))
 		}
 		r, err := resolve.New(ro)
@@ -134,6 +144,15 @@ func newLookups(cfg *config.Config, mark uint32, log *slog.Logger) (_ *lookups, 
 	}
 	l.cache = resolve.NewCache(o)
 	return l, nil
+}
+
+// isOfThisNetwork reports whether a resolver may know names that mean something in this
+// network only: that of the system, and one at a private address.
+func isOfThisNetwork(r *config.Resolver) bool {
+	return r.Protocol == config.System || slices.ContainsFunc(r.Addrs(), func(text string) bool {
+		a, err := netip.ParseAddrPort(text)
+		return err == nil && resolve.IsPrivate(a.Addr())
+	})
 }
 
 var transports = map[config.Protocol]resolve.Transport{

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/dns/dnsmessage"
+
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
 	"tunroute/cmd/tunroute/engine/enginetest"
@@ -175,6 +177,55 @@ dns: {resolvers: ["%s"], hosts: ["%s"]}
 	cfg := enginetest.Parse(t, "rules: [{via: reject}]\ndns: {hosts: ['%s']}\n", file+".missing")
 	if found := engine.Check(cfg); len(found) != 1 || !strings.Contains(found[0].Msg, "dns.hosts: ") {
 		t.Errorf("a missing file: %v", found)
+	}
+}
+
+// TestPublicResolversAreNotAsked: for names that mean something in this network only,
+// unless the config says that they know them.
+func TestPublicResolversAreNotAsked(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(file, []byte("192.168.7.9 nas.local\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here := []string{"x.local.", "_ipp._tcp.printer.local.", "a.home.arpa.", "7.7.168.192.in-addr.arpa.", "abc.onion."}
+	for resolver, asked := range map[string][]string{
+		"tcp://192.0.2.53": {"www.test", "_ldap._tcp.dc.corp.local"},
+		"tcp://10.0.0.53":  {"x.local", "_ipp._tcp.printer.local", "a.home.arpa", "7.7.168.192.in-addr.arpa", "abc.onion", "www.test", "_ldap._tcp.dc.corp.local"},
+	} {
+		far, own := startFarAway(t, "www.test"), enginetest.StartDNS(t, nil)
+		l := enginetest.Start(t, `
+upstreams: {far: 'socks5h://%s'}
+names: {default: local, local: [.corp.local]}
+rules: [{via: far}]
+dns:
+  hosts: [%q]
+  resolvers:
+    - {url: %q, via: far}
+    - {url: %q, for: [.own.local]}
+`, far.at, file, resolver, own.Addr)
+		for _, name := range append(here, "_ldap._tcp.dc.corp.local.", "x.own.local.") {
+			for range 2 {
+				m := query(t, l, name, dnsmessage.TypeTXT)
+				if m.RCode != dnsmessage.RCodeNameError || len(m.Authorities) != 1 {
+					t.Errorf("%s: %s: %s, authority %v", resolver, name, m.RCode, m.Authorities)
+				}
+			}
+		}
+		if got := l.Lookup("ip4", "nas.local"); got != netip.MustParseAddr("192.168.7.9") {
+			t.Errorf("%s: nas.local is %v", resolver, got)
+		}
+		if m := query(t, l, "www.test.", dnsmessage.TypeTXT); m.RCode != dnsmessage.RCodeSuccess {
+			t.Errorf("%s: www.test: %s", resolver, m.RCode)
+		}
+		got := far.Questions()
+		slices.Sort(asked)
+		if !slices.Equal(got, asked) {
+			t.Errorf("%s was asked for %q, want %q", resolver, got, asked)
+		}
+		if n := own.Asked("x.own.local"); n == 0 {
+			t.Error("a resolver of its own was not asked for x.own.local")
+		}
+		l.Stop()
 	}
 }
 
