@@ -68,7 +68,7 @@ func (d *daemon) Status() admin.Status {
 		Flows: s.Router.Flows, Sessions: s.Router.Sessions,
 		TCP: s.Router.TCP, UDP: s.Router.UDP, Failed: s.Router.Failed, Rejected: s.Router.Rejected,
 		Orphans: s.Router.Orphans, Up: s.Router.Up, Down: s.Router.Down,
-		Leases: s.Pool.Leases, Capacity: s.Pool.Capacity,
+		Leases: s.Pool.Leases, Capacity: s.Pool.Capacity, NotKept: s.Pool.Failing,
 	}
 	for name, members := range d.engine.Groups() {
 		g := admin.Group{Name: name}

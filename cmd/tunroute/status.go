@@ -100,7 +100,11 @@ func writeStatus(w io.Writer, s admin.Status) {
 	fmt.Fprintf(w, "open\t%d tcp, %d udp\n", s.Flows, s.Sessions)
 	fmt.Fprintf(w, "ended\t%d tcp, %d udp; %d failed, %d rejected, %d orphans\n", s.TCP, s.UDP, s.Failed, s.Rejected, s.Orphans)
 	fmt.Fprintf(w, "carried\t%s up, %s down\n", bytesText(s.Up), bytesText(s.Down))
-	fmt.Fprintf(w, "leases\t%d of %d\n", s.Leases, s.Capacity)
+	notKept := ""
+	if s.NotKept {
+		notKept = "; not kept: the file cannot be written, see the log"
+	}
+	fmt.Fprintf(w, "leases\t%d of %d%s\n", s.Leases, s.Capacity, notKept)
 	for _, g := range s.Groups {
 		for _, m := range g.Members {
 			fmt.Fprintf(w, "%s\t%s %s: ", g.Name, m.Name, m.Network)

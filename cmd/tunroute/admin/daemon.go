@@ -51,6 +51,7 @@ type Status struct {
 	Down     int64  `json:"down_bytes"`
 	Leases   int    `json:"leases"`
 	Capacity int    `json:"leases_max"`
+	NotKept  bool   `json:"leases_not_kept,omitempty"` // their file cannot be written
 
 	Groups []Group `json:"groups,omitempty"`
 }

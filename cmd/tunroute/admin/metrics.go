@@ -67,6 +67,13 @@ func metrics() []metric {
 
 		gauge("dns_leases", "Names that have a fake address.", func(s stats) int { return s.Pool.Leases }),
 		gauge("dns_leases_max", "Names that can have one.", func(s stats) int { return s.Pool.Capacity }),
+		gauge("dns_leases_failing", "1 while the file of leases cannot be written.", func(s stats) int {
+			if s.Pool.Failing {
+				return 1
+			}
+			return 0
+		}),
+		counter("dns_leases_unsaved", "Answers that did not wait until their lease was in the file.", func(s stats) uint64 { return s.Pool.Unsaved }),
 		gauge("dns_pins", "Flows on fake addresses.", func(s stats) int { return s.Pool.Pins }),
 		gauge("dns_waiting", "Questions that wait for a resolver.", func(s stats) int { return s.DNS.Waiting }),
 		counter("dns_leased", "Answers with a fake address.", func(s stats) uint64 { return s.DNS.Leased }),
