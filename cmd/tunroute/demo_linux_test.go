@@ -155,7 +155,7 @@ func TestDemoFails(t *testing.T) {
 		{name: "no rule for D1", changes: []string{"  - {to: 192.168.100.0/24, via: d1}\n", ""}, want: "5", because: "192.168.100.10 saw 0 requests from nobody"},
 		// The page comes all the same: no program would notice.
 		{name: "a name asked at the wrong place", changes: []string{"  local: ", "  local-then-remote: .private-net.org\n  local: "},
-			want: "6", because: "queries for .private-net.org: 1 at the company's DNS"},
+			want: "6", because: "queries for .private-net.org: 2 at the company's DNS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var args []string
