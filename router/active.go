@@ -73,7 +73,10 @@ func (a *active) serve(bound outbound.Bound, at netip.AddrPort) {
 		Verdict:     a.control.rec.Verdict,
 		Outbound:    a.out.Name,
 		Hops:        a.asked.Way(a.out.Hops),
+		events:      a.control.rec.events,
 	}}
+	// The control connection counts for the limits of the rule, for all that it brings.
+	f.shares(a.control.pipe.Again())
 	f.rec.Flow.Source, f.rec.Flow.Target.Port = at, peer.Port()
 	_, release, _ := a.r.target(from)
 	a.control.data.Add(1)

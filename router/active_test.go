@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"tunroute/router/flow"
+	"tunroute/router/limit"
 	"tunroute/router/outbound"
 	"tunroute/router/relay"
 	"tunroute/router/rule"
@@ -108,10 +110,7 @@ func newFTPSession(t *testing.T) *ftpSession {
 	}
 	r.Swap(snapshot)
 	s.router, s.log = r, func() string { return log.String() }
-	q := newRequest("198.18.0.9:21")
-	s.served.Go(func() { r.ServeTCP(context.Background(), q) })
-	s.client, s.server = <-q.far, <-s.d.far
-	s.said = bufio.NewReader(s.server)
+	s.connect()
 	t.Cleanup(func() {
 		s.client.Close()
 		s.server.Close()
@@ -125,6 +124,14 @@ func newFTPSession(t *testing.T) *ftpSession {
 		}
 	})
 	return s
+}
+
+// connect makes the control connection.
+func (s *ftpSession) connect() {
+	q := newRequest("198.18.0.9:21")
+	s.served.Go(func() { s.router.ServeTCP(context.Background(), q) })
+	s.client, s.server = <-q.far, <-s.d.far
+	s.said = bufio.NewReader(s.server)
 }
 
 // ask sends a command, and returns what the server gets of it.
@@ -174,6 +181,47 @@ func TestActiveFTP(t *testing.T) {
 	if log := s.log(); !strings.Contains(log, "net=tcp src=10.0.0.2:10000 dst=a.test:20 rule=1 line=3 out=out up=0 down=6") {
 		t.Errorf("no record of the data connection:\n%s", log)
 	}
+}
+
+// A data connection has the log and the bandwidth of its rule, and shares that with others
+// of the rule; it does not count for its limits.
+func TestActiveFTPHasItsRulesOptions(t *testing.T) {
+	s := newFTPSession(t)
+	bandwidth := limit.NewBandwidth(limit.BandwidthOptions{Up: 1 << 20, Down: 1 << 20})
+	one := limit.New(limit.Options{Name: "the rule", Sessions: 1})
+	s.client.Close()
+	s.server.Close()
+	s.served.Wait()
+	before := s.log()
+	s.router.Swap(s.router.snap.Load().With(SnapshotOptions{Rules: []RuleOptions{{Log: LogNone, Bandwidth: bandwidth, Limit: one}}}))
+	s.connect()
+	if got := s.ask(t, portSent); got != portGot {
+		t.Fatalf("the server is told %q, want %q", got, portGot)
+	}
+	near, server := pipe()
+	(<-s.d.bound).come <- near
+	client := <-s.clients.far
+	for f := range s.flows() {
+		if f.pipe == nil || f.counters.UpLimit != f.pipe.Up || f.counters.DownLimit != f.pipe.Down {
+			t.Errorf("%v has no bandwidth", f.rec.Flow.Target)
+		}
+	}
+	if n := len(s.flows()); n != 2 || bandwidth.Pipes() != 1 {
+		t.Errorf("%d flows with %d bandwidths, want 2 with one", n, bandwidth.Pipes())
+	}
+	server.Close()
+	client.Close()
+	s.router.flows.work.Wait()
+	if now := s.log(); now != before {
+		t.Errorf("log: none, and it has\n%s", now[len(before):])
+	}
+}
+
+// flows returns those that are open.
+func (s *ftpSession) flows() map[*tcpFlow]struct{} {
+	s.router.flows.mu.Lock()
+	defer s.router.flows.mu.Unlock()
+	return maps.Clone(s.router.flows.flows)
 }
 
 // A client that does not listen, and an outbound without BIND.

@@ -81,8 +81,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 		return
 	}
 	if b := snap.options(f.rec.Verdict.Index).Bandwidth; b != nil {
-		f.pipe = b.Join(&f.rec.Flow)
-		f.counters.UpLimit, f.counters.DownLimit = f.pipe.Up, f.pipe.Down
+		f.shares(b.Join(&f.rec.Flow))
 	}
 
 	dial, cancel := context.WithCancelCause(ctx)

@@ -65,6 +65,7 @@ func (r *Router) bring(ctx context.Context, f *tcpFlow, upstream outbound.Conn, 
 		f.end(EndClient, fmt.Errorf("client does not take the connection that is for it: %w", err))
 		return
 	}
+	r.begins(&f.rec)
 	r.relay(ctx, f, client, upstream)
 }
 

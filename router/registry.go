@@ -72,6 +72,13 @@ type cut struct {
 	err error
 }
 
+// shares has f use a Pipe, nil for none, until it ends.
+func (f *tcpFlow) shares(p *limit.Pipe) {
+	if f.pipe = p; p != nil {
+		f.counters.UpLimit, f.counters.DownLimit = p.Up, p.Down
+	}
+}
+
 func (g *registry) init(limit int, idle, halfClose time.Duration) {
 	g.limit, g.idle, g.halfClose = limit, idle, halfClose
 	g.flows = make(map[*tcpFlow]struct{})

@@ -66,6 +66,17 @@ func (b *Bandwidth) Join(f *flow.Flow) *Pipe {
 	return p
 }
 
+// Again returns the Pipe for another flow, until that leaves it too. A nil Pipe is none.
+func (p *Pipe) Again() *Pipe {
+	if p == nil {
+		return nil
+	}
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	p.open++
+	return p
+}
+
 // Leave ends a flow's use of the Pipe. A nil Pipe is none.
 func (p *Pipe) Leave() {
 	if p == nil {
