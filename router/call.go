@@ -64,8 +64,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	if dst.IsValid() {
 		var err error
 		if f.rec.Flow.Target, f.release, err = r.target(dst); err != nil {
-			c.Refuse(err)
-			f.end(EndOrphan, err)
+			f.refuse(c, EndOrphan, err)
 			return
 		}
 	}
@@ -76,8 +75,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	f.rec.events = snap.options(f.rec.Verdict.Index).Log
 	var err error
 	if f.held, err = snap.admit(&f.rec.Flow, f.rec.Verdict.Index, out, f.rec.Start); err != nil {
-		c.Refuse(err)
-		f.end(EndLimit, err)
+		f.refuse(c, EndLimit, err)
 		return
 	}
 	if b := snap.options(f.rec.Verdict.Index).Bandwidth; b != nil {
@@ -87,8 +85,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	dial, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if !r.flows.add(f, cancel) {
-		c.Refuse(errFlowLimit)
-		f.end(EndLimit, errFlowLimit)
+		f.refuse(c, EndLimit, errFlowLimit)
 		return
 	}
 	asked := snap.ask(&f.rec)
@@ -103,8 +100,7 @@ func (r *Router) serve(ctx context.Context, of flow.Flow, dst netip.AddrPort, c 
 	upstream, err := open(outbound.WithFlow(dial, asked), f.rec.Flow.Target)
 	f.rec.Hops = asked.Way(out.Hops)
 	if err != nil {
-		c.Refuse(err)
-		f.end(endOfDial(err), err)
+		f.refuse(c, endOfDial(err), err)
 		return
 	}
 	if counted, ok := upstream.(outbound.Relayed); ok {

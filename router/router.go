@@ -368,6 +368,14 @@ func (f *tcpFlow) end(e End, err error) {
 	f.Tell()
 }
 
+// refuse ends a flow that was not connected, and tells its client. What it holds is given
+// back before: a client that is refused may take a while to go.
+func (f *tcpFlow) refuse(c Call, e End, err error) {
+	f.settle(e, err)
+	c.Refuse(err)
+	f.Tell()
+}
+
 // settle gives back what the flow holds and notes how it ended. It is called once,
 // and does not block.
 func (f *tcpFlow) settle(e End, err error) {

@@ -478,6 +478,34 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// lingering is a client that takes its time to go when it is refused.
+type lingering struct{ refused func(error) }
+
+func (l lingering) Accept(netip.AddrPort) (relay.Conn, []byte, error) {
+	return nil, nil, errors.New("it cannot be connected")
+}
+func (l lingering) Refuse(err error) { l.refused(err) }
+
+// TestRefusedHoldsNothing: while a client that is refused has not gone, it counts for no
+// limit, and holds no lease.
+func TestRefusedHoldsNothing(t *testing.T) {
+	d := newDialer()
+	d.err = syscall.ECONNREFUSED
+	r, names, _ := newRouter(t, d, Options{})
+	one := limit.New(limit.Options{Name: "limits.per-source", Per: limit.Source, Sessions: 1})
+	r.Swap(r.snap.Load().With(SnapshotOptions{Limits: []*limit.Limiter{one}}))
+	heard := false
+	r.ServeCall(t.Context(), flow.Flow{Network: flow.TCP, Source: client, Target: flow.AddrTarget(netip.MustParseAddrPort("198.18.0.9:80"))}, lingering{func(err error) {
+		heard = errors.Is(err, syscall.ECONNREFUSED)
+		if n := one.Entries(); n != 0 || names.holds() != 0 || r.Stats().Flows != 0 {
+			t.Errorf("%d count for a limit, %d leases, %d flows; want none", n, names.holds(), r.Stats().Flows)
+		}
+	}})
+	if !heard {
+		t.Error("it was not refused")
+	}
+}
+
 // TestEvents: of a flow is logged what its rule says, and both its ends are counted.
 func TestEvents(t *testing.T) {
 	for _, c := range []struct {
