@@ -39,6 +39,7 @@ type File struct {
 	nobody  string // see nobody
 	state   fileState
 	looked  time.Time
+	said    string // the error of the last look, if there was one
 }
 
 // fileState is by what one sees that a file has changed.
@@ -168,13 +169,14 @@ func (f *File) lookLocked() {
 	}
 	entries, state, err := load(f.path)
 	if err != nil {
-		if !state.same(f.state) || state.info == nil && f.state.info != nil { // said once
+		if text := err.Error(); text != f.said {
 			f.log.Error("the users stay as they were", "err", err)
+			f.said = text
 		}
 		f.state = state
 		return
 	}
-	f.entries, f.nobody, f.state = entries, nobody(entries), state
+	f.entries, f.nobody, f.state, f.said = entries, nobody(entries), state, ""
 	f.log.Info("users read again", "file", f.path, "users", len(entries))
 }
 

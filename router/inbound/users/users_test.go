@@ -168,6 +168,10 @@ func TestFileIsReadAgain(t *testing.T) {
 	}
 	os.Remove(path)
 	check("new", true)
+	check("new", true)
+	if n := strings.Count(log.String(), "stay as they were"); n != 2 {
+		t.Errorf("told %d times of a broken file and none, want twice: %s", n, &log)
+	}
 	write(t, path, "bob:"+bcryptOf(t, "new")+"\n")
 	check("new", false)
 }
