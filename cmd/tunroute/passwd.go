@@ -60,6 +60,7 @@ A user that is in the file already keeps its groups unless --groups is given.`,
 	}
 	c.Flags().StringSliceVar(&groups, "groups", nil, "the `groups` that the user is in")
 	c.Flags().BoolVar(&remove, "delete", false, "take the user out of the file")
+	c.MarkFlagsMutuallyExclusive("groups", "delete")
 	return c
 }
 

@@ -210,7 +210,7 @@ func Set(path, user, hash string, groups []string) error {
 			return err
 		}
 	}
-	return edit(path, user, func(old string) string {
+	return edit(path, user, func(old string) (string, error) {
 		line := user + ":" + hash
 		if groups == nil {
 			_, rest, _ := strings.Cut(old, ":")
@@ -222,7 +222,7 @@ func Set(path, user, hash string, groups []string) error {
 		if len(groups) > 0 {
 			line += ":" + strings.Join(groups, ",")
 		}
-		return line
+		return line, nil
 	})
 }
 
@@ -231,19 +231,23 @@ var ErrNoUser = errors.New("no such user")
 
 // Delete takes a user out of a file.
 func Delete(path, user string) error {
-	found := false
-	err := edit(path, user, func(old string) string {
-		found = old != ""
-		return ""
-	})
-	if err == nil && !found {
-		err = ErrNoUser
+	if _, err := os.Stat(path); err != nil {
+		return err
 	}
-	return err
+	return edit(path, user, func(old string) (string, error) {
+		if old == "" {
+			return "", ErrNoUser
+		}
+		return "", nil
+	})
 }
 
-// edit replaces the line of a user, "" where there is none, by what change returns.
-func edit(path, user string, change func(old string) string) error {
+// edit replaces the line of a user, "" where there is none, by what change returns, unless
+// that is an error. Of a symbolic link it is the file behind it.
+func edit(path, user string, change func(old string) (string, error)) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
 	data, err := os.ReadFile(path)
 	mode := fs.FileMode(0o600)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -261,7 +265,9 @@ func edit(path, user string, change func(old string) string) error {
 		}
 		lines = append(lines[:at], "")
 	}
-	lines[at] = change(lines[at])
+	if lines[at], err = change(lines[at]); err != nil {
+		return err
+	}
 	if lines[at] == "" {
 		lines = slices.Delete(lines, at, at+1)
 	}

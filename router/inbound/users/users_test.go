@@ -205,6 +205,22 @@ func TestSetAndDelete(t *testing.T) {
 	if err := Delete(path, "alice"); !errors.Is(err, ErrNoUser) {
 		t.Errorf("got %v, want ErrNoUser", err)
 	}
+	step(nil, "bob:"+h1+"\n")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	step(Set(link, "bob", h2, nil), "bob:"+h2+"\n")
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is a file now: %v, %v", info, err)
+	}
+	typo := filepath.Join(t.TempDir(), "typo")
+	if err := Delete(typo, "bob"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("from a file that is not there: %v", err)
+	}
+	if _, err := os.Stat(typo); err == nil {
+		t.Error("there is a file now")
+	}
 	step(Delete(path, "bob"), "")
 	for _, bad := range []string{"", "a:b", "a b", "#a", "a\n"} {
 		if Set(path, bad, h1, nil) == nil || Set(path, "a", h1, []string{bad}) == nil {
