@@ -16,7 +16,7 @@ type Request struct {
 	Target string // the request target: HOST:PORT of a CONNECT, not yet looked at
 
 	// User and Password are those of Basic credentials, where HasUser says that
-	// there are any.
+	// there are any. Others are as good as none: who asks for Basic ones says so.
 	User, Password string
 	HasUser        bool
 }
@@ -55,9 +55,7 @@ func ReadRequest(r *bufio.Reader) (Request, error) {
 			return Request{}, fmt.Errorf("%w: a header of the request is broken", ErrProtocol)
 		}
 		if strings.EqualFold(name, "Proxy-Authorization") {
-			if q.User, q.Password, q.HasUser = parseBasic(strings.Trim(value, " \t")); !q.HasUser {
-				return Request{}, fmt.Errorf("%w: credentials that are not Basic", ErrProtocol)
-			}
+			q.User, q.Password, q.HasUser = parseBasic(strings.Trim(value, " \t"))
 		}
 	}
 }

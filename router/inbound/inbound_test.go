@@ -126,6 +126,7 @@ func TestClientsAreConnected(t *testing.T) {
 		{"http", []inbound.Method{none}, head + "\r\n", granted200, name, ""},
 		{"http 1.0", []inbound.Method{none}, "CONNECT 192.0.2.7:80 HTTP/1.0\r\n\r\n", granted200, addr7, ""},
 		{"http password", []inbound.Method{password}, head + basic + "\r\n", granted200, name, "alice"},
+		{"http credentials that nobody asks for", []inbound.Method{none}, head + "Proxy-Authorization: Negotiate x\r\n\r\n", granted200, name, ""},
 		{"http password or not", []inbound.Method{password, none}, head + "\r\n", granted200, name, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -255,7 +256,8 @@ func TestBadClients(t *testing.T) {
 		{"TLS", none, "\x16\x03\x01\x02\x00", ""},
 		{"http no password", password, head + "\r\n", "HTTP/1.1 407 "},
 		{"http wrong password", password, head + "Proxy-Authorization: Basic YWxpY2U6eA==\r\n\r\n", "HTTP/1.1 407 "},
-		{"http other credentials", password, head + "Proxy-Authorization: Bearer x\r\n\r\n", "HTTP/1.1 400 "},
+		{"http other credentials", password, head + "Proxy-Authorization: Bearer x\r\n\r\n", "HTTP/1.1 407 "},
+		{"http broken credentials", password, head + "Proxy-Authorization: Basic %\r\n\r\n", "HTTP/1.1 407 "},
 		{"http GET", none, "GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", "HTTP/1.1 405 "},
 		{"http no port", none, "CONNECT a.test HTTP/1.1\r\n\r\n", "HTTP/1.1 400 "},
 		{"http broken line", none, "CONNECT\r\n\r\n", "HTTP/1.1 400 "},
