@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -40,9 +41,10 @@ const askTimeout = time.Minute
 func (a *asker) ask(ctx context.Context, f func(context.Context, *admin.Client) error) error {
 	path, file := a.socket, ""
 	if path == "" {
-		cfg, err := config.Load(a.file)
+		cfg, err := config.LoadAdmin(a.file)
 		if err != nil {
-			return told(err)
+			fmt.Fprintf(os.Stderr, "%v\n", err)
+			return errors.New("the config says where the daemon is; --socket PATH asks it without")
 		}
 		file = cfg.AbsFile()
 		if path = cfg.AdminSocket(); path == "" {
@@ -304,7 +306,6 @@ func newReload() *cobra.Command {
 that come then. If it has an error, that is told, and nothing has changed.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			// Where it is to be found is in the config, which may be the one with the error.
 			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error { return daemon.Reload(ctx) })
 		},
 	}

@@ -67,6 +67,33 @@ func Read(path string) (File, error) {
 // Parse is the rest of [Load].
 func (f File) Parse() (*Config, error) { return parse(f, nil) }
 
+// LoadAdmin reads of the config file at path only what says where its daemon is to be
+// found: tun and admin. What is wrong with the rest, as a secret that whoever asks does
+// not have, is no error.
+func LoadAdmin(path string) (*Config, error) {
+	f, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	src := newSource(f.Name, f.Data)
+	root, err := src.parseYAML(f.Data)
+	if err != nil {
+		return nil, err
+	}
+	c := Default()
+	c.File = f.Name
+	d := &decoder{source: src}
+	for key, part := range map[string]any{"tun": &c.TUN, "admin": &c.Admin} {
+		if n := valueAt(root, key); n != root {
+			d.decode(n, reflect.ValueOf(part).Elem(), key)
+		}
+	}
+	if len(d.errs) > 0 {
+		return nil, d.finish(d.errs)
+	}
+	return c, nil
+}
+
 // reason returns what went wrong with a file whose name has been said.
 func reason(err error) string {
 	var pe *fs.PathError
