@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"reflect"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -20,6 +21,31 @@ func Same(a, b any) bool {
 	x, err1 := yaml.Dump(a)
 	y, err2 := yaml.Dump(b)
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// Difference returns where two parts of configs first say something else: keys and
+// indices as in ".socks[1].users", and "" where it is the whole, or nothing.
+func Difference(a, b any) string {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	switch {
+	case x.Kind() == reflect.Struct:
+		for i := range x.NumField() {
+			key := yamlKey(x.Type().Field(i))
+			if key == "" {
+				continue
+			}
+			if p, q := x.Field(i).Interface(), y.Field(i).Interface(); !Same(p, q) {
+				return "." + key + Difference(p, q)
+			}
+		}
+	case x.Kind() == reflect.Slice && x.Len() == y.Len():
+		for i := range x.Len() {
+			if p, q := x.Index(i).Interface(), y.Index(i).Interface(); !Same(p, q) {
+				return fmt.Sprintf("[%d]", i) + Difference(p, q)
+			}
+		}
+	}
+	return ""
 }
 
 // MarshalYAML writes off where there is no interface.

@@ -329,35 +329,39 @@ func (b *builder) direct(u *config.Upstream, track func(context.Context, netip.A
 	})
 }
 
-// needsRestart names a part in which two configs differ and which a running
-// engine cannot change; "" where there is none.
+// fixedParts are what a running engine cannot change, but for the key of dns and where
+// the log goes.
+var fixedParts = []struct {
+	name string
+	of   func(*config.Config) any
+}{
+	{"tun", func(c *config.Config) any { return c.TUN }},
+	{"dns", func(c *config.Config) any { return fixed(c.DNS) }},
+	{"listen", func(c *config.Config) any { return c.Listen }},
+	{"forward", func(c *config.Config) any { return c.Forward }},
+	{"ident.listen", func(c *config.Config) any { return c.Ident.Listen }},
+	{"limits.flows", func(c *config.Config) any { return c.Limits.Flows }},
+	{"limits.half-open", func(c *config.Config) any { return c.Limits.HalfOpen }},
+	{"limits.half-open-per-source", func(c *config.Config) any { return c.Limits.HalfOpenPerSource }},
+	{"limits.udp-sessions", func(c *config.Config) any { return c.Limits.UDPSessions }},
+	{"timeouts.udp-idle", func(c *config.Config) any { return c.Timeouts.UDPIdle }},
+	{"timeouts.tcp-idle", func(c *config.Config) any { return c.Timeouts.TCPIdle }},
+	{"timeouts.half-close", func(c *config.Config) any { return c.Timeouts.HalfClose }},
+}
+
+// needsRestart names what differs between two configs and a running engine cannot
+// change; "" where there is nothing.
 func needsRestart(was, is *config.Config) string {
-	for _, part := range []struct {
-		name    string
-		was, is any
-	}{
-		{"tun", was.TUN, is.TUN},
-		{"dns", fixed(was.DNS), fixed(is.DNS)},
-		{"listen", was.Listen, is.Listen},
-		{"forward", was.Forward, is.Forward},
-		{"ident.listen", was.Ident.Listen, is.Ident.Listen},
-		{"limits.flows", was.Limits.Flows, is.Limits.Flows},
-		{"limits.half-open", was.Limits.HalfOpen, is.Limits.HalfOpen},
-		{"limits.half-open-per-source", was.Limits.HalfOpenPerSource, is.Limits.HalfOpenPerSource},
-		{"limits.udp-sessions", was.Limits.UDPSessions, is.Limits.UDPSessions},
-		{"timeouts.udp-idle", was.Timeouts.UDPIdle, is.Timeouts.UDPIdle},
-		{"timeouts.tcp-idle", was.Timeouts.TCPIdle, is.Timeouts.TCPIdle},
-		{"timeouts.half-close", was.Timeouts.HalfClose, is.Timeouts.HalfClose},
-	} {
-		if !config.Same(part.was, part.is) {
-			return part.name
+	for _, part := range fixedParts {
+		if a, b := part.of(was), part.of(is); !config.Same(a, b) {
+			return part.name + config.Difference(a, b)
 		}
 	}
 	if was.DNS.Key.Reveal() != is.DNS.Key.Reveal() {
 		return "dns.key"
 	}
 	if !was.Log.SameSinks(is.Log) {
-		return "log"
+		return "log" // log.to or log.format
 	}
 	return ""
 }

@@ -151,8 +151,10 @@ func TestReloadRefused(t *testing.T) {
 	const text = "upstreams: {a: 'socks5h://%s', b: 'socks5h://%s'}\nrules: [{via: %s}]\n"
 	l := enginetest.Start(t, text, a, b, "a")
 	for part, more := range map[string]string{
-		"tun":               "tun: {mtu: 9000}",
-		"dns":               "dns: {capture: false}",
+		"tun.mtu":           "tun: {mtu: 9000}",
+		"tun":               "tun: off\nlisten: {socks: 127.0.0.1}",
+		"dns.capture":       "dns: {capture: false}",
+		"listen.socks":      "listen: {socks: 127.0.0.1}",
 		"limits.flows":      "limits: {flows: 7}",
 		"timeouts.udp-idle": "timeouts: {udp-idle: 7s}",
 	} {
