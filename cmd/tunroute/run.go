@@ -101,11 +101,13 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	// A second daemon fails here, before it touches what is the first one's.
 	dev, err := tun.Open(tun.Config{Name: d.cfg.TUN.Name, MTU: d.cfg.TUN.MTU, Queues: d.cfg.TUN.Queues})
-	if errors.Is(err, syscall.EACCES) {
-		// To be let at the device is enough for exec, not for this.
-		return fmt.Errorf("run: not without root, or CAP_NET_ADMIN and %w; a server for listen and nothing else, tun: off, needs neither", errors.Unwrap(err))
-	}
-	if err != nil {
+	const needs = "run needs root, or CAP_NET_ADMIN and a /dev/net/tun that it may open; a config with `tun: off` needs neither"
+	switch {
+	case errors.Is(err, syscall.EACCES):
+		return errors.New(needs) // what the error advises, to be let at the device, is enough for exec only
+	case errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%s: %w", needs, err)
+	case err != nil:
 		return err
 	}
 	defer dev.Close()
