@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,7 +51,10 @@ SIGTERM and SIGINT end it.`,
 			}
 			defer l.start()()
 			d := &daemon{file: file, cfg: cfg, log: l, started: time.Now()}
-			return d.run(ctx)
+			if err := d.run(ctx); ctx.Err() == nil || !onlyCanceled(err) {
+				return err
+			}
+			return nil // it was told to end while it started
 		},
 	}
 	configFlag(c, &file, defaultConfig)
@@ -65,9 +69,23 @@ type daemon struct {
 	started time.Time
 	device  string
 	engine  *engine.Engine
+	since   time.Time // when clients could come first; for who runs the engine
 
 	mu       sync.Mutex // of reload; guards what follows
 	reloaded time.Time  // the zero Time while it never was
+}
+
+// onlyCanceled says whether an error is about nothing but the end of a context.
+func onlyCanceled(err error) bool {
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		return !slices.ContainsFunc(e.Unwrap(), func(err error) bool { return !onlyCanceled(err) })
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return onlyCanceled(inner)
+		}
+	}
+	return errors.Is(err, context.Canceled)
 }
 
 // run serves until ctx ends, and leaves the host as it was.
@@ -132,9 +150,6 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	// From here on nothing takes another way. What goes into the device waits there.
 	if early != nil {
 		servers, err = d.awaitServers(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
@@ -211,6 +226,7 @@ func (d *daemon) ready(what ...any) {
 		what = append(what, "listen", strings.Join(at, " "))
 	}
 	d.log.Info("ready", what...)
+	d.since = time.Now()
 }
 
 // serve runs the engine until ctx ends, and reloads where hup says so.
@@ -233,12 +249,14 @@ func (d *daemon) serve(ctx context.Context, hup <-chan os.Signal) error {
 		}
 	})
 	beside.Go(func() { d.serveAdmin(ctx, asked) })
-	start := time.Now()
 	err = serve(ctx, d.engine)
 	cancel()
 	beside.Wait()
+	if d.since.IsZero() {
+		return err
+	}
 	s := d.engine.Stats()
-	d.log.Info("stopped", "after", time.Since(start).Round(time.Second), "tcp", s.Router.TCP, "udp", s.Router.UDP,
+	d.log.Info("stopped", "after", time.Since(d.since).Round(time.Second), "tcp", s.Router.TCP, "udp", s.Router.UDP,
 		"up", s.Router.Up, "down", s.Router.Down)
 	return err
 }

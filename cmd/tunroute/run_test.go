@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+)
+
+// TestOnlyCanceled: a SIGTERM while run starts is an end in order, unless something is
+// left that it could not take back.
+func TestOnlyCanceled(t *testing.T) {
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, dial := new(net.Dialer).DialContext(gone, "tcp", "127.0.0.1:1")
+	left := errors.New("undo rule 7400: busy")
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{gone.Err(), true},
+		{fmt.Errorf("route: %w", gone.Err()), true},
+		{errors.Join(fmt.Errorf("route: %w", gone.Err()), nil), true},
+		{dial, true},
+		{errors.Join(fmt.Errorf("route: %w", gone.Err()), left), false},
+		{left, false},
+		{fmt.Errorf("listen: %w", errors.Join(dial, left)), false},
+	} {
+		if got := onlyCanceled(c.err); got != c.want {
+			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
+	}
+}
