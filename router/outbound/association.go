@@ -25,7 +25,8 @@ const maxDatagram = 65535 - 8
 // header for each hop.
 //
 // It is an [ErrNoUDP] if the server is a SOCKS4 one, if it answers "command not
-// supported" or hangs up, and if a hop before it does. So it is if the server is
+// supported", or hangs up and has never given an association, and if a hop before it
+// does. So it is if the server is
 // spoken to over a unix socket: its relay takes datagrams from the address that the
 // request came from (RFC 1928 §7), and there is none. And over TLS, because the
 // datagrams would go beside it, for everybody to read. What GSSAPI protects are the
@@ -80,11 +81,12 @@ func (s *Socks) associate(ctx context.Context, relay PacketConn) (*association, 
 	control, bound, err := s.exchange(ctx, control, request)
 	if err != nil {
 		var hop *HopError
-		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || isEOF(err)) {
+		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || HungUp(err) && !s.associated.Load()) {
 			hop.Err = fmt.Errorf("%w: %w", ErrNoUDP, hop.Err)
 		}
 		return nil, err
 	}
+	s.associated.Store(true)
 	to, err := relayTarget(bound, server)
 	if err == nil {
 		to, err = relay.Prepare(ctx, to)

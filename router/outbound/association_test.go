@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -240,6 +241,32 @@ func TestAssociationRefused(t *testing.T) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
 		})
+	}
+}
+
+// A server that has given an association and hangs up another time has a bad day, and
+// does not lack UDP.
+func TestHangUpOfAServerWithUDP(t *testing.T) {
+	var well atomic.Bool
+	s := scripted(t, v5, func(c *net.TCPConn) {
+		if well.Load() {
+			say(wait, one(takesNone), one(grantedAt(netip.MustParseAddrPort("127.0.0.1:9"))))(c)
+		} else {
+			say(hangUp, one(takesNone), nil)(c)
+		}
+	})
+	if _, err := s.OpenUDP(t.Context()); !errors.Is(err, outbound.ErrNoUDP) || !outbound.HungUp(err) {
+		t.Errorf("before: %v, want an ErrNoUDP that is a hang-up", err)
+	}
+	well.Store(true)
+	c, err := s.OpenUDP(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	well.Store(false)
+	if _, err := s.OpenUDP(t.Context()); errors.Is(err, outbound.ErrNoUDP) || !outbound.HungUp(err) {
+		t.Errorf("after: %v, want a hang-up that is no ErrNoUDP", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"syscall"
 
@@ -32,6 +33,13 @@ var (
 // errUnprepared is the error of a WriteTo to a target that did not come from
 // Prepare.
 var errUnprepared = errors.New("target has no address: it is not from Prepare")
+
+// HungUp says that a server closed the connection in place of an answer. An
+// [ErrNoUDP] that is one is a guess: some servers answer what they do not know so,
+// and all do that are being restarted.
+func HungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 // HopError says where in a chain a dial failed.
 type HopError struct {

@@ -40,7 +40,7 @@ func (g *GSSAPI) authenticate(ctx context.Context, conn Conn, limit time.Duratio
 	}
 	p, err := gssapi.Initiate(conn, c, g.Protection, g.NEC)
 	switch {
-	case isEOF(err):
+	case HungUp(err):
 		// danted says nothing to a ticket that it does not take, nor to a level.
 		err = errors.New("the server closed the connection instead of taking our ticket and the protection: its log says why; look at its keytab, the clocks, and what protection it allows")
 	case errors.Is(err, gssapi.ErrRefused):

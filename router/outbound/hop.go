@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"time"
@@ -128,12 +127,8 @@ func noAnswer(err error, limit time.Duration) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded)
-	case isEOF(err):
+	case HungUp(err):
 		return fmt.Errorf("the server closed the connection instead of answering: %w", err)
 	}
 	return err
-}
-
-func isEOF(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

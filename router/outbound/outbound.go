@@ -45,7 +45,7 @@ type PacketDialer interface {
 	// OpenUDP opens one UDP conversation with any number of targets: a
 	// socket, or a SOCKS5 association. It blocks like DialTCP. An error
 	// that Is [ErrNoUDP] says that the outbound does not carry UDP, now and
-	// the next time.
+	// the next time; where [HungUp], perhaps.
 	OpenUDP(ctx context.Context) (PacketConn, error)
 }
 

@@ -102,8 +102,10 @@ type Socks struct {
 	hop
 	opts SocksOptions
 
-	buffers sync.Pool // of *[]byte, maxDatagram long
-	stats   struct{ fragments, strangers, malformed atomic.Uint64 }
+	buffers    sync.Pool   // of *[]byte, maxDatagram long
+	associated atomic.Bool // it has given an association
+
+	stats struct{ fragments, strangers, malformed atomic.Uint64 }
 }
 
 var (
@@ -205,7 +207,7 @@ func anotherMayDo(err error) bool {
 		}
 		return false
 	}
-	return errors.Is(hop.Err, socks.Reply4Rejected) || isEOF(hop.Err)
+	return errors.Is(hop.Err, socks.Reply4Rejected) || HungUp(hop.Err)
 }
 
 // addresses returns what the server can be asked for to reach t: the name, or

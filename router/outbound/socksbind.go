@@ -39,7 +39,7 @@ func (s *Socks) Bind(ctx context.Context, from flow.Target) (Bound, error) {
 	conn, bound, err := s.exchange(ctx, conn, request)
 	if err != nil {
 		var hop *HopError
-		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || isEOF(err)) {
+		if errors.As(err, &hop) && hop.Op == opRequest && (errors.Is(err, socks.ReplyCommand) || HungUp(err)) {
 			hop.Err = fmt.Errorf("%w: %w", ErrNoBind, hop.Err)
 		}
 		return nil, err

@@ -18,8 +18,9 @@
 // The first datagram of a path is decided at once, which does not block. Where
 // the session has to be opened first, or the name resolved, datagrams wait in a
 // short queue; what overflows is lost, as UDP may be. If the session cannot be
-// opened, whatever waits is refused, and so is what follows within cooldown; an
-// way out that says that it carries no UDP is believed for a minute.
+// opened, whatever waits is refused, and so is what follows within cooldown; a
+// way out that says that it carries no UDP is believed for a minute, or for some
+// seconds where all it said was to hang up.
 //
 // What is sent on an open path waits for [Table.Flush], at most as long as the
 // packets that were read in one go take. Several readers may send and flush beside

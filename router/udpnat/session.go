@@ -82,7 +82,7 @@ func (s *session) run() {
 	s.mu.Unlock()
 	close(s.opened)
 	if errors.Is(err, outbound.ErrNoUDP) {
-		s.table.markNoUDP(s.key.way, time.Now())
+		s.table.markNoUDP(s.key.way, err, time.Now())
 	}
 	if err != nil {
 		s.cancel()

@@ -95,6 +95,10 @@ const cooldown = time.Second
 // a dial for each new source port until then.
 const noUDPFor = time.Minute
 
+// hungUpFor is how long, where a server hung up instead of saying so: it may be one
+// that is being restarted.
+const hungUpFor = 5 * time.Second
+
 // Table is the table of sessions. Its methods are safe for concurrent use.
 type Table struct {
 	opts  Options
@@ -411,10 +415,14 @@ func (t *Table) schedule(d *due, at time.Time) {
 	}
 }
 
-// markNoUDP takes note that a way has said that it carries no UDP.
-func (t *Table) markNoUDP(way any, now time.Time) {
+// markNoUDP takes note that a way has said, by err, that it carries no UDP.
+func (t *Table) markNoUDP(way any, err error, now time.Time) {
+	believed := noUDPFor
+	if outbound.HungUp(err) {
+		believed = hungUpFor
+	}
 	t.mu.Lock()
-	t.noUDP[way] = now.Add(noUDPFor)
+	t.noUDP[way] = now.Add(believed)
 	t.mu.Unlock()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
@@ -513,6 +514,22 @@ func TestOutboundWithoutUDPIsRemembered(t *testing.T) {
 		send(t, tab, clientB, remote2, "quic")
 		if d.opened() != 2 {
 			t.Errorf("asked the server %d times after a minute, want twice", d.opened())
+		}
+	})
+}
+
+// TestHangUpIsBelievedForLess: it may be that of a server in trouble.
+func TestHangUpIsBelievedForLess(t *testing.T) {
+	d := &fakeDialer{err: fmt.Errorf("p1: %w: %w", outbound.ErrNoUDP, io.EOF)}
+	run(t, Options{Decide: via(d)}, func(t *testing.T, tab *Table, rec *recorder) {
+		send(t, tab, clientA, remote1, "x")
+		if send(t, tab, clientB, remote2, "x") || d.opened() != 1 {
+			t.Error("another source's datagram was taken, want it refused at once")
+		}
+		d.err = nil
+		time.Sleep(hungUpFor)
+		if !send(t, tab, clientB, remote2, "x") || d.opened() != 2 {
+			t.Errorf("a datagram %v after a hang-up was refused", hungUpFor)
 		}
 	})
 }

@@ -734,6 +734,10 @@ func TestNoUDP(t *testing.T) {
 		if _, err := s.OpenUDP(t.Context()); !errors.Is(err, outbound.ErrNoUDP) {
 			t.Errorf("nobody has UDP: %v", err)
 		}
+		s.m[1].noUDP = s.m[1].hop("request", fmt.Errorf("%w: %w", outbound.ErrNoUDP, io.EOF))
+		if _, err := s.OpenUDP(t.Context()); !errors.Is(err, outbound.ErrNoUDP) || !outbound.HungUp(err) {
+			t.Errorf("one is not sure: %v, want an ErrNoUDP that is a hang-up", err)
+		}
 		s.m[1].noUDP = s.m[1].hop("connect", syscall.ECONNREFUSED)
 		if _, err := s.OpenUDP(t.Context()); errors.Is(err, outbound.ErrNoUDP) || err == nil {
 			t.Errorf("one is down: %v", err)

@@ -239,13 +239,15 @@ func (e *Error) settle(client context.Context, s *side) {
 func telling(s *side, err error) int {
 	switch j := judge(s.network, err); {
 	case !j.next:
-		return 4
+		return 5
 	case j.cause == None:
-		return 3
+		return 4
 	case j.proof:
+		return 3
+	case j.cause != NoUDP:
 		return 2
-	case j.cause == NoUDP:
-		return 0
+	case outbound.HungUp(err): // not surely so
+		return 1
 	}
-	return 1
+	return 0
 }
