@@ -214,6 +214,7 @@ func (p *Plan) family(o Options, h Host, v6 bool) {
 	rule(next, Rule{Iif: o.Device, Table: tableMain, Suppress: noSuppression})
 	rule(next, Rule{Iif: o.Device, Unreachable: true, Suppress: noSuppression})
 	if !o.Strict {
+		lastService := cmp.Or(h.Ephemeral, 32768) - 1
 		for _, a := range h.Addresses {
 			if a.Is6() != v6 {
 				continue
@@ -227,8 +228,13 @@ func (p *Plan) family(o Options, h Host, v6 bool) {
 			// again with that (ip6_dst_lookup_tail, net/ipv6/ip6_output.c), so
 			// that this rule would be a way past a TUN that is gone. Answers
 			// have a source port of a service; what asks again has none yet.
+			if lastService == 0 { // not a rule for all ports, then
+				p.Warnings = append(p.Warnings, "answers of this host over IPv6 go into the tun: "+
+					"net.ipv4.ip_local_port_range begins at 1 and leaves services no port of their own")
+				break
+			}
 			for _, proto := range []int{protoTCP, protoUDP} {
-				from.Proto, from.SportTo = proto, cmp.Or(h.Ephemeral, 32768)-1
+				from.Proto, from.SportTo = proto, lastService
 				rule(next, from)
 			}
 		}

@@ -150,6 +150,22 @@ ip rule add priority 7401 iif tun0 unreachable protocol 116
 ip rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
 ip rule add priority 7403 lookup 1080 protocol 116
 `}, {
+		name: "no ports are those of services: IPv6 has no rule for answers",
+		o:    Options{Device: "tun0", Routes: prefixes("::/0")},
+		h:    Host{Addresses: addrs("192.0.2.2 2001:db8::2"), IPv6: true, Ephemeral: 1},
+		want: `
+# IPv4 passes the tun by: no route names any of it
+# answers of this host over IPv6 go into the tun: net.ipv4.ip_local_port_range begins at 1 and leaves services no port of their own
+ip link set tun0 up
+ip route add ::/0 dev tun0 table 1080 protocol 116
+ip route add unreachable ::/0 table 1080 metric 1073741824 protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 lookup main protocol 116
+ip -6 rule add priority 7400 fwmark 0x74000000/0xff000000 unreachable protocol 116
+ip -6 rule add priority 7401 iif tun0 lookup main protocol 116
+ip -6 rule add priority 7401 iif tun0 unreachable protocol 116
+ip -6 rule add priority 7402 lookup main suppress_prefixlength 0 protocol 116
+ip -6 rule add priority 7403 lookup 1080 protocol 116
+`}, {
 		name: "one network only: the rest is no leak",
 		o:    Options{Device: "tun0", Routes: prefixes("198.18.0.0/15"), Strict: true},
 		h:    Host{IPv6: true},
