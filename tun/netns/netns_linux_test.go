@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -321,6 +322,19 @@ func TestStatusExit(t *testing.T) {
 		if ws.Signaled() != want || shellStatus(cmd.ProcessState.Sys().(syscall.WaitStatus)) != 128+int(sig) {
 			t.Errorf("%v: ended by a signal: %v, want %v; status %d", sig, ws.Signaled(), want, shellStatus(cmd.ProcessState.Sys().(syscall.WaitStatus)))
 		}
+	}
+}
+
+// What has been made goes with the error: the TUN is there as long as it is open.
+func TestSetupThatFailsLeavesNoDevice(t *testing.T) {
+	nstest.NeedTUN(t)
+	c := insideConfig()
+	c.Addresses = append(c.Addresses, c.Addresses[0]) // which the kernel has by then
+	if d, _, err := Setup(c); d != nil || !errors.Is(err, unix.EEXIST) {
+		t.Errorf("Setup = %v, %v, want %v", d, err, unix.EEXIST)
+	}
+	if _, err := net.InterfaceByName(c.Device); err == nil {
+		t.Error("the device is still there")
 	}
 }
 

@@ -50,16 +50,16 @@ func setup(c Config) (device *os.File, warnings []string, err error) {
 		return nil, nil, fmt.Errorf("set lo up: %w", err)
 	}
 
-	device, err = tun.Create(tun.Config{Name: c.Device, MTU: c.MTU})
+	made, err := tun.Create(tun.Config{Name: c.Device, MTU: c.MTU})
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
-			device.Close()
+			made.Close()
 		}
 	}()
-	if warnings, err = addresses(h, device.Name(), c.Addresses); err != nil {
+	if warnings, err = addresses(h, made.Name(), c.Addresses); err != nil {
 		return nil, nil, err
 	}
 	if err := allowPing(); err != nil {
@@ -68,7 +68,7 @@ func setup(c Config) (device *os.File, warnings []string, err error) {
 	if err := shadow(c); err != nil {
 		return nil, nil, err
 	}
-	return device, warnings, nil
+	return made, warnings, nil
 }
 
 // addresses gives the TUN its addresses and makes it the default route of each
