@@ -62,7 +62,20 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	unignore()
 	goleak.VerifyTestMain(m)
+}
+
+// unignore has what the tests start begin with all signals as they are by default,
+// whoever runs the tests: nohup, or a script that has them in the background. A
+// program starts with those ignored that its parent ignores, but not with those that
+// it handles.
+func unignore() {
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} { // all that Go leaves ignored
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 }
 
 func die(err error) {
