@@ -98,7 +98,8 @@ func AddrTarget(ap netip.AddrPort) Target {
 
 // NewTarget returns the Target of a host and a port. A host that is an address
 // literal, bracketed or not, becomes an address: a rule about addresses must
-// not be passed by writing the address as a name.
+// not be passed by writing the address as a name. For the same reason one that only
+// some programs read as an address is [ErrNumber].
 func NewTarget(host string, port uint16) (Target, error) {
 	if a, err := parseLiteral(host); err == nil {
 		return Target{Addr: a.Unmap(), Port: port}, nil
@@ -111,7 +112,22 @@ func NewTarget(host string, port uint16) (Target, error) {
 	if a, err := parseLiteral(name); err == nil {
 		return Target{Addr: a.Unmap(), Port: port}, nil
 	}
+	if EndsInNumber(name) {
+		return Target{}, ErrNumber
+	}
 	return Target{Name: name, Port: port}, nil
+}
+
+// EndsInNumber says that the last label of a canonical name is a number. Whoever connects
+// by inet_aton(3) reads such a name as an IPv4 address ("10.1", "0x0a000001",
+// "2130706433"), so that it would pass by a rule about addresses; WHATWG's URLs have the
+// same test. No top-level domain is a number (RFC 3696 §2): no real name is lost.
+func EndsInNumber(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if hex, ok := strings.CutPrefix(last, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return strings.Trim(last, "0123456789") == ""
 }
 
 // parseLiteral parses an address, in brackets or without.
@@ -164,6 +180,7 @@ var (
 	ErrLongName  = errors.New("name longer than 255 bytes")
 	ErrBadName   = errors.New("name with a space or control character")
 	ErrBadLabel  = errors.New("name with nothing between two dots")
+	ErrNumber    = errors.New("name that ends in a number, as only addresses do")
 )
 
 // CanonicalName returns name in lower case and without the one trailing dot

@@ -35,6 +35,20 @@ func TestParseTarget(t *testing.T) {
 	}
 }
 
+// TestAddressesOfOldPrograms: what inet_aton(3) reads as an address is no name.
+func TestAddressesOfOldPrograms(t *testing.T) {
+	for _, in := range []string{"10.1", "0x0a000001", "2130706433", "0X7F.1", "127.0.0.0x1", "0177.0.0.01", "10.1.", "a.1", "1.2.3.4.5", "0x"} {
+		if got, err := NewTarget(in, 80); !errors.Is(err, ErrNumber) {
+			t.Errorf("%q: %+v, %v, want ErrNumber", in, got, err)
+		}
+	}
+	for _, in := range []string{"10.example", "1a", "0xg", "x0", "1.xn--p1ai", "1-1"} {
+		if got, err := NewTarget(in, 80); err != nil || got.Name != in {
+			t.Errorf("%q: %+v, %v, want the name", in, got, err)
+		}
+	}
+}
+
 func TestCanonicalNameRefuses(t *testing.T) {
 	for in, want := range map[string]error{
 		"":                        ErrEmptyName,

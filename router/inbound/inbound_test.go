@@ -249,6 +249,7 @@ func TestBadClients(t *testing.T) {
 		{"address type", none, hello(0) + "\x05\x01\x00\x02\xc0\x00\x02\x07\x00\x50", refused(8)},
 		{"empty name", none, hello(0) + "\x05\x01\x00\x03\x00\x00\x50", refused(4)},
 		{"NUL in the name", none, hello(0) + "\x05\x01\x00\x03\x03a\x00b\x00\x50", refused(4)},
+		{"an address of old programs", none, hello(0) + "\x05\x01\x00\x03\x0a0x0a000001\x00\x50", refused(4)},
 		{"half a request", none, hello(0) + connect4[:7], "\x05\x00"},
 		{"socks4 wants a password", password, "\x04\x01\x00\x50\xc0\x00\x02\x07\x00", "\x00\x5b\x00\x00\x00\x00\x00\x00"},
 		{"socks4 command", none, "\x04\x07\x00\x50\xc0\x00\x02\x07\x00", "\x00\x5b\x00\x00\x00\x00\x00\x00"},

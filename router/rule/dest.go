@@ -158,8 +158,7 @@ func parseName(s string) (Dest, error) {
 			return Dest{}, parseError(s, reason, hint)
 		}
 	}
-	if last := labels[len(labels)-1]; isNumber(last) {
-		// Programs written in C read "127.1" or "0x7f.1" as an address.
+	if flow.EndsInNumber(name) {
 		return Dest{}, parseError(s, "ends in a number, as only addresses do", "write an address in full: four numbers for IPv4")
 	}
 	if stars > 0 {
@@ -199,11 +198,3 @@ func badLabel(label string) (reason, hint string) {
 
 // maxLabel is the longest label that DNS can carry (RFC 1035 §2.3.4).
 const maxLabel = 63
-
-// isNumber tells whether inet_aton(3) would take the label for a number.
-func isNumber(label string) bool {
-	if hex, ok := strings.CutPrefix(label, "0x"); ok {
-		return strings.Trim(hex, "0123456789abcdef") == ""
-	}
-	return strings.Trim(label, "0123456789") == ""
-}
