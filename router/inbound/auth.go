@@ -98,14 +98,17 @@ func (Ident) Code() socks.Method { return socks.MethodNone }
 func (m Ident) Negotiate(ctx context.Context, s *Stream) (Identity, error) {
 	here, ok := s.LocalAddr().(*net.TCPAddr)
 	if !ok || !s.Source.IsValid() {
-		return Identity{}, fmt.Errorf("%w: a unix socket is nobody's", ErrDenied)
+		return Identity{}, notLetIn{errors.New("ident: a unix socket is nobody's")}
 	}
-	ctx, cancel := context.WithTimeout(ctx, identTime)
+	inTime, cancel := context.WithTimeout(ctx, identTime)
 	defer cancel()
 	at := here.AddrPort()
-	user, err := m.Ask(ctx, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), s.Source)
-	if err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrDenied, &userError{socks.Reply4NoIdent, fmt.Errorf("ident: %w", err)})
+	user, err := m.Ask(inTime, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), s.Source)
+	switch {
+	case err != nil && ctx.Err() != nil: // the client has gone, or its time is over
+		return Identity{}, context.Cause(ctx)
+	case err != nil:
+		return Identity{}, notLetIn{&userError{socks.Reply4NoIdent, fmt.Errorf("ident: %w", err)}}
 	}
 	return Identity{User: user}, nil
 }

@@ -51,12 +51,6 @@ func (g GSSAPI) Negotiate(_ context.Context, s *Stream) (Identity, error) {
 	return Identity{User: c.Peer()}, nil
 }
 
-// notLetIn is an [ErrDenied] in words of its own.
-type notLetIn struct{ error }
-
-func (e notLetIn) Unwrap() error      { return e.error }
-func (notLetIn) Is(target error) bool { return target == ErrDenied }
-
 // resumed is a connection of which something has been read already.
 type resumed struct {
 	relay.Conn

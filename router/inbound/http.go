@@ -89,7 +89,7 @@ func (c *client) negotiateHTTP(ctx context.Context, s *Stream) (request, error) 
 		}
 	default:
 		if q.who, err = m.Negotiate(ctx, s); err != nil {
-			q.err = &statusError{403, "the proxy does not know who this is"}
+			q.err = fmt.Errorf("%w: %w", &statusError{403, "the proxy does not know who this is"}, err)
 			return q, nil
 		}
 	}

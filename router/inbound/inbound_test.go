@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -411,7 +412,13 @@ func TestIdent(t *testing.T) {
 				}
 				return tt.user, nil
 			}
-			addr, requests, _ := start(t, inbound.Options{}, inbound.Ident{Ask: ask})
+			var log strings.Builder
+			addr, requests, s := start(t, inbound.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, inbound.Ident{Ask: ask})
+			if tt.user != "alice" { // the second time the log is not told
+				c = dial(t, addr)
+				c.Write([]byte(tt.say))
+				io.ReadAll(c)
+			}
 			c = dial(t, addr)
 			c.Write([]byte(tt.say))
 			if tt.user == "alice" {
@@ -427,6 +434,16 @@ func TestIdent(t *testing.T) {
 			}
 			if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), tt.hear) {
 				t.Errorf("heard %q, %v, want %q", got, err, tt.hear)
+			}
+			want := 0
+			if tt.user != "alice" {
+				want = 1
+			}
+			if s.Stats().Failed != uint64(2*want) {
+				t.Errorf("stats %+v, want two that failed", s.Stats())
+			}
+			if n := strings.Count(log.String(), `level=WARN msg="a client is not let in" inbound=lan src=127.0.0.1:`); n != want || want == 1 && !strings.Contains(log.String(), "ident") {
+				t.Errorf("the log is told %d times, want %d:\n%s", n, want, &log)
 			}
 		})
 	}

@@ -104,6 +104,8 @@ type Server struct {
 	opts Options
 	log  *slog.Logger
 
+	told told // of who is not let in
+
 	mu           sync.Mutex // guards what follows
 	waiting      list.List  // of *client, who have not asked yet, as they have come
 	associations map[*association]struct{}
@@ -272,8 +274,13 @@ func (s *Server) hangUp() {
 
 // failed notes that a client did not get as far as a request.
 func (s *Server) failed(c *client, err error) {
+	var why notLetIn
+	if errors.As(err, &why) && s.told.due(c.source.Addr(), time.Now()) {
+		s.log.Warn("a client is not let in", "inbound", c.listener.Name, "src", c.source, "err", why.error)
+	} else {
+		s.log.Debug("client without a request", "inbound", c.listener.Name, "src", c.source, "err", err)
+	}
 	s.mu.Lock()
 	s.stats.Failed++
 	s.mu.Unlock()
-	s.log.Debug("client without a request", "inbound", c.listener.Name, "src", c.source, "err", err)
 }

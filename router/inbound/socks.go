@@ -126,7 +126,7 @@ func (c *client) negotiate4(ctx context.Context, s *Stream) (request, error) {
 	}
 	if who.User != "" && who.User != asked.User {
 		err := &userError{socks.Reply4UserMismatch, errors.New("ident names another user than the request")}
-		return request{protocol: socks4{}, err: err}, nil
+		return request{protocol: socks4{}, err: notLetIn{err}}, nil
 	}
 	return wanted(socks4{}, asked, who), nil
 }

@@ -121,7 +121,7 @@ func (g *Guard) Check(ctx context.Context, from netip.Addr, user, password strin
 	if who, ok := g.recall(user, sum); ok {
 		return who, nil
 	}
-	from = network(from)
+	from = inbound.SourceOf(from)
 	s := g.enter(from)
 	defer g.leave(from, s)
 	if !g.locked(s) {
@@ -216,16 +216,6 @@ func (g *Guard) remember(user string, sum [sha256.Size]byte, who inbound.Identit
 		clear(g.known) // each of them costs one look at the hash
 	}
 	g.known[user] = memory{sum, who, g.now().Add(remembered)}
-}
-
-// network is what of an address belongs to one source: a host has a whole /64 of IPv6.
-// All clients on unix sockets are one.
-func network(a netip.Addr) netip.Addr {
-	if a.Is6() && !a.Is4In6() {
-		p, _ := a.WithZone("").Prefix(64)
-		return p.Addr()
-	}
-	return a.Unmap()
 }
 
 // enter returns a source, until it is left.
