@@ -392,9 +392,10 @@ var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 // upstream is a server and how it does.
 type upstream struct {
 	Server
-	timeout time.Duration
-	trusted bool     // with private addresses: the machine's programs take those from it
-	streams *streams // of all but HTTPS
+	timeout time.Duration // by UDP
+	patient time.Duration // where a connection may have to be opened
+	trusted bool          // with private addresses: the machine's programs take those from it
+	streams *streams      // of all but HTTPS
 	https   *https
 	noUDP   atomic.Bool // the way there carries TCP only
 	noEDNS  atomic.Bool // it does not know EDNS (RFC 6891 §7)
@@ -409,11 +410,8 @@ func newUpstream(s Server, timeout time.Duration) *upstream {
 	if s.Dial == nil {
 		s.Dial = netDial
 	}
-	u := &upstream{Server: s, timeout: timeout}
-	if s.Transport != UDP {
-		u.timeout = 2 * timeout
-	}
 	patient := 2 * timeout
+	u := &upstream{Server: s, timeout: timeout, patient: patient}
 	open := func(ctx context.Context) (net.Conn, error) { return u.dial(ctx, "tcp") }
 	switch s.Transport {
 	case HTTPS:
@@ -474,7 +472,7 @@ func (u *upstream) exchange(ctx context.Context, q *query) ([]byte, error) {
 
 func (u *upstream) once(ctx context.Context, q *query, edns bool) ([]byte, error) {
 	if u.Transport == UDP && !u.noUDP.Load() {
-		msg, err := u.within(ctx, func(ctx context.Context) ([]byte, error) { return askUDP(ctx, &u.Server, q, edns) })
+		msg, err := u.within(ctx, u.timeout, func(ctx context.Context) ([]byte, error) { return askUDP(ctx, &u.Server, q, edns) })
 		var noDial *dialError
 		switch {
 		case errors.As(err, &noDial) && ctx.Err() == nil:
@@ -496,7 +494,7 @@ func (u *upstream) once(ctx context.Context, q *query, edns bool) ([]byte, error
 
 // stream asks by what is no UDP.
 func (u *upstream) stream(ctx context.Context, q *query, edns bool) ([]byte, error) {
-	return u.within(ctx, func(ctx context.Context) ([]byte, error) {
+	return u.within(ctx, u.patient, func(ctx context.Context) ([]byte, error) {
 		if u.https != nil {
 			return u.https.exchange(ctx, q, edns)
 		}
@@ -506,9 +504,9 @@ func (u *upstream) stream(ctx context.Context, q *query, edns bool) ([]byte, err
 	})
 }
 
-// within asks for as long as one try may take.
-func (u *upstream) within(ctx context.Context, ask func(ctx context.Context) ([]byte, error)) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, u.timeout, errTimeout)
+// within asks for so long at most.
+func (u *upstream) within(ctx context.Context, timeout time.Duration, ask func(ctx context.Context) ([]byte, error)) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
 	defer cancel()
 	msg, err := ask(ctx)
 	if err != nil && ctx.Err() != nil {
