@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,8 +24,13 @@ type watched[T any] struct {
 	// read makes of the content what it says; err is why there is none.
 	read func(data []byte, err error) (T, error)
 
-	mu      sync.Mutex // guards what follows
-	looked  time.Time  // when it was looked at; zero for never
+	now     atomic.Pointer[seen[T]] // nil where it was never looked at
+	looking sync.Mutex              // held by the one who reads the file, for as long as that takes
+}
+
+// seen is what a file said. It is immutable.
+type seen[T any] struct {
+	looked  time.Time // when it was looked at
 	modTime time.Time
 	size    int64
 	value   T
@@ -32,32 +38,44 @@ type watched[T any] struct {
 }
 
 // get returns what the file says. What it said before stands in while it cannot be
-// read.
+// read, and for all but one asker while it is being read.
 func (w *watched[T]) get() (T, error) {
 	now := time.Now()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	first := w.looked.IsZero()
-	if !first && now.Sub(w.looked) < recheck {
-		return w.value, w.err
+	was := w.now.Load()
+	if was == nil {
+		w.looking.Lock()
+	} else if now.Sub(was.looked) < recheck || !w.looking.TryLock() {
+		return was.value, was.err
 	}
-	w.looked = now
+	defer w.looking.Unlock()
+	if is := w.now.Load(); is != was {
+		return is.value, is.err // somebody else was faster
+	}
+	is := w.look(was)
+	is.looked = now
+	w.now.Store(is)
+	return is.value, is.err
+}
+
+// look reads the file if it is not as it was; nil is never.
+func (w *watched[T]) look(was *seen[T]) *seen[T] {
+	is := new(seen[T])
+	good := was != nil && was.err == nil
 	info, err := os.Stat(w.path)
-	if err == nil && !first && w.err == nil && info.ModTime().Equal(w.modTime) && info.Size() == w.size {
-		return w.value, nil
+	if err == nil {
+		if is.modTime, is.size = info.ModTime(), info.Size(); good && is.modTime.Equal(was.modTime) && is.size == was.size {
+			is.value = was.value
+			return is
+		}
 	}
 	var data []byte
 	if err == nil {
-		w.modTime, w.size = info.ModTime(), info.Size()
 		data, err = readRegular(w.path, info)
 	}
-	value, err := w.read(data, err)
-	if err != nil && !first && w.err == nil {
-		w.modTime = time.Time{} // try again the next time
-		return w.value, nil
+	if is.value, is.err = w.read(data, err); is.err != nil && good {
+		return &seen[T]{value: was.value} // and tried again the next time
 	}
-	w.value, w.err = value, err
-	return value, err
+	return is
 }
 
 // readRegular reads a file. To open a pipe would wait for its other end.
