@@ -23,8 +23,9 @@ const (
 
 	// DefaultRequest is how long a server may take from our request to its
 	// reply. In it the server resolves the name and connects, for which
-	// danted takes up to 30 s, and 3 s to find a host that is down.
-	DefaultRequest = 30 * time.Second
+	// danted takes up to 30 s, and then says why it could not: a little more
+	// hears it. It takes 3 s to find a host that is down.
+	DefaultRequest = 35 * time.Second
 )
 
 // maxTries is how many addresses of one name a server is asked for. Each costs a
