@@ -26,11 +26,10 @@ const maxDatagram = 65535 - 8
 //
 // It is an [ErrNoUDP] if the server is a SOCKS4 one, if it answers "command not
 // supported", or hangs up and has never given an association, and if a hop before it
-// does. So it is if the server is
-// spoken to over a unix socket: its relay takes datagrams from the address that the
-// request came from (RFC 1928 §7), and there is none. And over TLS, because the
-// datagrams would go beside it, for everybody to read. What GSSAPI protects are the
-// datagrams as well.
+// does. So it is if the server is spoken to over a unix socket: its relay takes
+// datagrams from the address that the request came from (RFC 1928 §7), and there is
+// none. And over TLS, because the datagrams would go beside it, for everybody to read.
+// What GSSAPI protects are the datagrams as well.
 func (s *Socks) OpenUDP(ctx context.Context) (PacketConn, error) {
 	if s.opts.Version != socks.Version5 {
 		return nil, s.hopError(opRequest, fmt.Errorf("SOCKS4: %w", ErrNoUDP))

@@ -273,9 +273,9 @@ func explain(err error) error {
 }
 
 // Clean removes the routes and rules that an earlier run has left which could
-// not undo them, and nothing else: only what carries our [Protocol] and the
-// tables and priorities of o. It may be called again, and when there is nothing
-// to do.
+// not undo them, and nothing else: only what carries our [Protocol], and the
+// tables and priorities of o or of a run with the same device. It may be called
+// again, and when there is nothing to do.
 //
 // If another process is using one of them right now, with a TUN of another name
 // than o.Device, it removes nothing and returns [ErrConflict].
@@ -301,24 +301,33 @@ func Clean(o Options) error {
 		if err != nil {
 			return err
 		}
-		used := make(map[int]bool) // the tables that rules look up which would be removed
+		us = slices.DeleteFunc(us, func(u netlink.Rule) bool { return u.Protocol != Protocol })
+		// Where the rule about the device is, P+1, are those of a run with
+		// another table, too: there is only one at a time that has the device.
+		firsts := []int{o.priority()}
 		for _, u := range us {
-			if first := o.priority(); u.Protocol == Protocol && first <= u.Priority && u.Priority < first+priorities {
+			if u.IifName == o.Device {
+				firsts = append(firsts, u.Priority-1)
+			}
+		}
+		looked := make(map[int]bool) // the tables of rules that are to be removed
+		for _, u := range us {
+			if slices.ContainsFunc(firsts, func(p int) bool { return p <= u.Priority && u.Priority < p+priorities }) {
 				rules = append(rules, u)
-				used[u.Table] = true
+				looked[u.Table] = true
 			}
 		}
 		for _, r := range all {
-			own := o.Table <= r.Table && r.Table < o.Table+tables
-			// A route into a device that is there means that its process is, too.
-			if (own || used[r.Table]) && r.Type == unix.RTN_UNICAST {
-				link, err := h.LinkByIndex(r.LinkIndex)
-				if err == nil && link.Attrs().Name != o.Device {
-					return fmt.Errorf("%w: table %d is in use by another tunroute with the interface %s: give this one a table that is %d away or more", ErrConflict, r.Table, link.Attrs().Name, tables)
-				}
+			if !looked[r.Table] && (r.Table < o.Table || r.Table >= o.Table+tables) {
+				continue
 			}
-			if own {
-				routes = append(routes, r)
+			routes = append(routes, r)
+			if r.Type != unix.RTN_UNICAST {
+				continue
+			}
+			// A route into a device that is there means that its process is, too.
+			if link, err := h.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().Name != o.Device {
+				return fmt.Errorf("%w: table %d is in use by another tunroute with the interface %s: give this one a table that is %d away or more", ErrConflict, r.Table, link.Attrs().Name, tables)
 			}
 		}
 	}

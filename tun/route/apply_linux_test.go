@@ -504,6 +504,23 @@ func TestRunsWithPrioritiesInCommon(t *testing.T) {
 	}
 }
 
+// The table may be another one at the next start: what is left of the run before is
+// found by its device.
+func TestKilledRunIsCleanedWithAnotherTable(t *testing.T) {
+	host(t)
+	before := snapshot(t)
+	start(t, "tun0", DefaultTable)()
+	checkVia(t, 0, map[string]string{"203.0.113.9": "unreachable", "2001:db8:ffff::9": "unreachable"})
+	o := options()
+	o.Table = 2000
+	if err := Clean(o); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+		t.Errorf("after Clean (-before +after):\n%s", diff)
+	}
+}
+
 // Undo when the device has gone first, as when a process closes in the wrong
 // order.
 func TestUndoWithoutTheDevice(t *testing.T) {

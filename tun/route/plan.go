@@ -93,8 +93,8 @@ type Host struct {
 	// Addresses that other interfaces than TUNs like ours have, except those of
 	// the loopback and of one link only.
 	Addresses []netip.Addr
-	// IPv6 says whether any interface has IPv6, or will have. If not, what a plan has to
-	// say about it is left out.
+	// IPv6 says whether any interface has IPv6, or will have. If not, what a
+	// plan has to say about it is left out.
 	IPv6 bool
 	// Ephemeral is the first port that the host gives to sockets that ask for
 	// none (net.ipv4.ip_local_port_range); 0 means 32768, as Linux has it.
