@@ -30,6 +30,10 @@ const (
 	// may be a lost datagram.
 	maxFails = 2
 	badRest  = 10 * time.Second
+
+	// How long a server that does not know EDNS is asked without, and one is asked by
+	// TCP to which no UDP goes: finding that out costs a question each time.
+	lapseTime = 10 * time.Minute
 )
 
 // Strategy is how a [Resolver] chooses among its servers.
@@ -386,6 +390,14 @@ func (l *limiter) allow() bool {
 	return now-last >= int64(time.Minute) && l.last.CompareAndSwap(last, now)
 }
 
+// lapse is something that a server or the way to it cannot do. It is forgotten after a
+// time, since it may have been a mistake, or been mended.
+type lapse struct{ until atomic.Int64 } // in nanoseconds since 1970
+
+func (l *lapse) note() { l.until.Store(time.Now().Add(lapseTime).UnixNano()) }
+
+func (l *lapse) lasts() bool { return time.Now().UnixNano() < l.until.Load() }
+
 // errTimeout is a time-out in the eyes of net.Error and of errors.Is.
 var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 
@@ -397,8 +409,8 @@ type upstream struct {
 	trusted bool          // with private addresses: the machine's programs take those from it
 	streams *streams      // of all but HTTPS
 	https   *https
-	noUDP   atomic.Bool // the way there carries TCP only
-	noEDNS  atomic.Bool // it does not know EDNS (RFC 6891 §7)
+	noUDP   lapse // the way there carries TCP only
+	noEDNS  lapse // it does not know EDNS (RFC 6891 §7)
 
 	probing atomic.Bool
 	mu      sync.Mutex // guards what follows
@@ -459,19 +471,19 @@ func (u *upstream) note(err error) (failed bool) {
 
 // exchange asks the server once, by what is best.
 func (u *upstream) exchange(ctx context.Context, q *query) ([]byte, error) {
-	edns := !u.noEDNS.Load()
+	edns := !u.noEDNS.lasts()
 	msg, err := u.once(ctx, q, edns)
 	// Whoever does not know EDNS says FORMERR, without OPT (RFC 6891 §7).
 	if err == nil && edns && rcode(msg) == dns.RcodeFormatError && binary.BigEndian.Uint16(msg[10:]) == 0 {
 		if msg, err = u.once(ctx, q, false); err == nil && rcode(msg) != dns.RcodeFormatError {
-			u.noEDNS.Store(true)
+			u.noEDNS.note()
 		}
 	}
 	return msg, err
 }
 
 func (u *upstream) once(ctx context.Context, q *query, edns bool) ([]byte, error) {
-	if u.Transport == UDP && !u.noUDP.Load() {
+	if u.Transport == UDP && !u.noUDP.lasts() {
 		msg, err := u.within(ctx, u.timeout, func(ctx context.Context) ([]byte, error) { return askUDP(ctx, &u.Server, q, edns) })
 		var noDial *dialError
 		switch {
@@ -485,7 +497,7 @@ func (u *upstream) once(ctx context.Context, q *query, edns bool) ([]byte, error
 		}
 		msg, err = u.stream(ctx, q, edns)
 		if err == nil && noDial != nil {
-			u.noUDP.Store(true)
+			u.noUDP.note()
 		}
 		return msg, err
 	}

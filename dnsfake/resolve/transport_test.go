@@ -223,20 +223,29 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestWayWithoutUDP: then TCP it is, and nobody tries UDP again.
+// TestWayWithoutUDP: then TCP it is, and UDP is not tried again for a time.
 func TestWayWithoutUDP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeer(t, honest)
 		p.noUDP = true
 		r := start(t, Options{Servers: []Server{p.server(UDP)}})
-		for range 3 {
-			if got := ask(t, r, "www.example.com"); got != honestly {
-				t.Errorf("got %s", got)
+		asks := func(want string) {
+			t.Helper()
+			for range 3 {
+				if got := ask(t, r, "www.example.com"); got != honestly {
+					t.Errorf("got %s", got)
+				}
+			}
+			if got := fmt.Sprint(p.dialled()); got != want {
+				t.Errorf("dialled %s, want %s", got, want)
 			}
 		}
-		if got := fmt.Sprint(p.dialled()); got != "[udp tcp]" {
-			t.Errorf("dialled %s", got)
-		}
+		asks("[udp tcp]")
+		time.Sleep(lapseTime)
+		asks("[udp tcp]")
+		p.noUDP = false
+		time.Sleep(lapseTime)
+		asks("[udp udp udp]")
 	})
 }
 
@@ -293,12 +302,13 @@ func TestWhatIsSent(t *testing.T) {
 	}
 }
 
-// TestServerWithoutEDNS is asked without (RFC 6891 §7), from then on.
+// TestServerWithoutEDNS is asked without (RFC 6891 §7), for a time.
 func TestServerWithoutEDNS(t *testing.T) {
 	for _, tr := range transports {
 		synctest.Test(t, func(t *testing.T) {
+			var mended atomic.Bool
 			p := newPeer(t, func(w *writer, q *dns.Msg) {
-				if q.IsEdns0() != nil {
+				if q.IsEdns0() != nil && !mended.Load() {
 					w.answer(q, rcodeIs(dns.RcodeFormatError))
 					return
 				}
@@ -312,6 +322,11 @@ func TestServerWithoutEDNS(t *testing.T) {
 			}
 			if n := len(p.questions()); n != 3 {
 				t.Errorf("%v: %d questions", tr, n)
+			}
+			mended.Store(true)
+			time.Sleep(lapseTime)
+			if got := ask(t, r, "www.example.com"); got != honestly || len(p.questions()) != 1 {
+				t.Errorf("%v: later: %s", tr, got)
 			}
 		})
 	}
