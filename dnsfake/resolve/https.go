@@ -3,6 +3,7 @@ package resolve
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +11,14 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // The type of a DNS message (RFC 8484 §6).
@@ -175,7 +179,25 @@ func (h *https) once(ctx context.Context, q *query, edns bool) ([]byte, error) {
 	case !isAnswer(answer, 0, q.wire):
 		return nil, errOtherQuestion
 	}
+	if age, err := strconv.ParseUint(res.Header.Get("Age"), 10, 31); err == nil {
+		takeAge(answer, uint32(age))
+	}
 	return answer, nil
+}
+
+// takeAge takes from all times in a message what has passed of them in a cache of HTTP
+// (RFC 8484 §5.1).
+func takeAge(msg []byte, age uint32) {
+	ttls, err := ttlsOf(msg)
+	if err != nil {
+		return // which is for who reads it
+	}
+	for _, off := range ttls {
+		if binary.BigEndian.Uint16(msg[off-4:]) != dns.TypeOPT { // whose is none
+			ttl := binary.BigEndian.Uint32(msg[off:])
+			binary.BigEndian.PutUint32(msg[off:], ttl-min(ttl, age))
+		}
+	}
 }
 
 // httpStatus is the status code with its own name: what the server calls it may be

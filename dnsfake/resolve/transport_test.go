@@ -365,6 +365,29 @@ func TestHTTPAnswers(t *testing.T) {
 	}
 }
 
+// TestAgeOfHTTPAnswers: what has passed in a cache of HTTP is no time of an answer any
+// more (RFC 8484 §5.1).
+func TestAgeOfHTTPAnswers(t *testing.T) {
+	for age, want := range map[string]string{
+		"": "60", "0": "60", "17": "43", "60": "0", "4000000000": "60", "250": "0", "-5": "60", "1.5": "60",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPeer(t, func(w *writer, q *dns.Msg) {
+				w.http.Header().Set("Age", age)
+				w.answer(q, func(m *dns.Msg) {
+					rr(q.Question[0].Name + " 60 IN A 203.0.113.80")(m)
+					m.SetEdns0(1232, false)
+				})
+			})
+			c := cacheOf(t, start(t, Options{Servers: []Server{p.server(HTTPS)}}))
+			_, got := exchange(t, c, new(dns.Msg).SetQuestion("www.example.com.", dns.TypeA))
+			if want := honestly + "(" + want + ")"; got != want {
+				t.Errorf("age %q: %s, want %s", age, got, want)
+			}
+		})
+	}
+}
+
 // TestCloseEndsQuestions: they fail at once, and nothing is open then.
 func TestCloseEndsQuestions(t *testing.T) {
 	for _, tr := range transports {
