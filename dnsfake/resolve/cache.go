@@ -43,6 +43,11 @@ const (
 	// response timer"). They go on being asked behind the asker's back.
 	stalePatience = 1800 * time.Millisecond
 
+	// How long a question that failed is not asked again (RFC 9520 §3.2: a second
+	// at least), and how many such are known at most.
+	failHold    = time.Second
+	maxFailures = 1024
+
 	// An answer that has been asked for so often is fetched anew in the last
 	// tenth of its time, so that nobody waits for it.
 	popular = 3
@@ -77,8 +82,8 @@ type CacheOptions struct {
 // Answers are kept by name, type and class, apart for who wants the records of DNSSEC
 // (DO) and who wants no validation (CD): for the least TTL in them and a day at most,
 // and that there is nothing, if the zone says for how long (RFC 2308), for five
-// minutes at most. Look-ups and forwarded questions share them. A failure is not kept.
-// Instead, what was known stands in, if it ran out less than a day ago: after 1.8
+// minutes at most. Look-ups and forwarded questions share them. A failure is kept for a
+// second. But what was known stands in, if it ran out less than a day ago: after 1.8
 // seconds in which no server answered, and for thirty seconds, after which servers are
 // asked again (RFC 8767). What is asked for often is fetched again before its time is
 // over.
@@ -100,6 +105,7 @@ type Cache struct {
 	used    list.List // of *entry, the last used first
 	size    int
 	asking  map[key]*question
+	failed  map[key]failure
 	stats   CacheStats
 	closed  bool
 }
@@ -131,6 +137,12 @@ func (e *entry) expires() time.Time { return e.born.Add(e.answer.ttl) }
 func (e *entry) size() int {
 	a := e.answer
 	return entryBytes + 2*len(e.key.name) + len(a.msg) + 2*len(a.ttls) + 24*len(a.addrs)
+}
+
+// failure is what a question came to that nobody answered.
+type failure struct {
+	outcome
+	until time.Time
 }
 
 // question is on its way to the servers.
@@ -167,7 +179,7 @@ func NewCache(o CacheOptions) *Cache {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = defaultBytes
 	}
-	c := &Cache{opts: o, popular: popular, entries: make(map[key]*list.Element), asking: make(map[key]*question)}
+	c := &Cache{opts: o, popular: popular, entries: make(map[key]*list.Element), asking: make(map[key]*question), failed: make(map[key]failure)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
@@ -345,12 +357,12 @@ func (c *Cache) get(ctx context.Context, k key) outcome {
 
 // kept returns what is known, which counts as a use of it. The caller holds mu.
 func (c *Cache) kept(ctx context.Context, k key, now time.Time) (outcome, bool) {
-	e := c.usable(k, now)
-	if e == nil {
-		return outcome{}, false
+	if e := c.usable(k, now); e != nil {
+		c.use(ctx, e, now)
+		return e.outcome(now), true
 	}
-	c.use(ctx, e, now)
-	return e.outcome(now), true
+	f, ok := c.failed[k]
+	return f.outcome, ok && now.Before(f.until)
 }
 
 // outcome is what an entry says at a time.
@@ -510,7 +522,19 @@ func (c *Cache) ask(ctx context.Context, k key, q *question) {
 			q.tell(res)
 		}
 	}
-	q.tell(outcome{answer: a, err: err})
+	res := outcome{answer: a, err: err}
+	c.keepFailure(k, res, now)
+	q.tell(res)
+}
+
+// keepFailure sees that a question that failed is not asked again at once. The caller
+// holds mu.
+func (c *Cache) keepFailure(k key, res outcome, now time.Time) {
+	if len(c.failed) >= maxFailures {
+		clear(c.failed) // most have run out
+	}
+	k.name = strings.Clone(k.name) // it may be part of something longer
+	c.failed[k] = failure{res, now.Add(failHold)}
 }
 
 // keep puts an answer in the place of what was known before. The caller holds mu.
@@ -518,6 +542,7 @@ func (c *Cache) keep(k key, a *answer, now time.Time) {
 	if el := c.entries[k]; el != nil {
 		c.drop(el)
 	}
+	delete(c.failed, k)
 	if a.ttl == 0 || len(a.msg) > maxKept {
 		return
 	}

@@ -122,8 +122,8 @@ func TestCacheKeeps(t *testing.T) {
 		{"zone of another", ns(dns.RcodeNameError, "example. 60 IN SOA "+soa+"20"), none, 0},
 		{"alias to nothing", both(rr("www.test. 10 IN CNAME a.example."), ns(dns.RcodeNameError, "example. 60 IN SOA "+soa+"20")), none, 10 * time.Second},
 		{"alias to nothing for less", both(rr("www.test. 40 IN CNAME a.example."), ns(dns.RcodeSuccess, "example. 60 IN SOA "+soa+"20")), none, 20 * time.Second},
-		{"failure", rcodeIs(dns.RcodeServerFailure), "temporary", 0},
-		{"refusal", both(rr("www.test. 60 IN A 192.0.2.1"), rcodeIs(dns.RcodeRefused)), "temporary", 0},
+		{"failure", rcodeIs(dns.RcodeServerFailure), "temporary", failHold},
+		{"refusal", both(rr("www.test. 60 IN A 192.0.2.1"), rcodeIs(dns.RcodeRefused)), "temporary", failHold},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -417,6 +417,7 @@ func TestCacheAgainstOracle(t *testing.T) {
 		s.cache.opts.MaxBytes = size
 		s.cache.popular = ops // of which the oracle knows nothing
 		var all []kept        // the last used last
+		failed := make(map[string]time.Time)
 		for op := range ops {
 			name := string(rune('a'+rnd.IntN(6))) + ".test"
 			family, rtype, addr := "ip4", "A", fmt.Sprintf("192.0.2.%d", rnd.IntN(256))
@@ -447,6 +448,11 @@ func TestCacheAgainstOracle(t *testing.T) {
 			case i >= 0 && t0.Before(e.until):
 				want, questions = e.want, 0
 				all = append(all, e)
+			case t0.Before(failed[k]):
+				want, questions = "temporary", 0
+				if i >= 0 {
+					all = slices.Insert(all, i, e) // which does not count as a use
+				}
 			case now.keep < 0 && i >= 0 && t0.Before(e.stale):
 				want = e.want
 				e.until = t0.Add(30 * time.Second)
@@ -454,6 +460,13 @@ func TestCacheAgainstOracle(t *testing.T) {
 			case now.keep > 0:
 				until := t0.Add(time.Duration(now.keep) * time.Second)
 				all = append(all, kept{k, want, until, until.Add(24 * time.Hour), 0})
+			}
+
+			switch {
+			case questions == 1 && now.keep < 0:
+				failed[k] = t0.Add(failHold)
+			case questions == 1:
+				delete(failed, k)
 			}
 
 			addrs, err := s.cache.LookupNetIP(t.Context(), family, name)

@@ -46,6 +46,6 @@
 // Questions of clients that wait for one Resolver by way of a Cache: 256 ([ErrBusy]).
 // Aliases: 16. UDP answers: 4096 octets. One connection: 256 questions; beside it 8 of
 // their own (64 with [Server.Alone]), or 4 where a server has HTTP/1.1 only. Cache: 4 MiB, answers of 16 KB at
-// most; a day, five minutes where there is nothing, and a day more where nobody answers.
+// most; a day, five minutes where there is nothing, a second where it failed, and a day more where nobody answers.
 // Files: 32 MiB, looked at every 5 s.
 package resolve

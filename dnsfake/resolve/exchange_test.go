@@ -153,6 +153,52 @@ func TestNegativeAndFailingAnswers(t *testing.T) {
 	})
 }
 
+// TestFailuresAreKept: for a second, so that programs that ask again at once do no harm
+// to a server that fails (RFC 9520).
+func TestFailuresAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var works atomic.Bool
+		p := newPeer(t, func(w *writer, q *dns.Msg) {
+			switch {
+			case works.Load():
+				honest(w, q)
+			case q.Question[0].Name != "silent.example.com.":
+				w.answer(q, rcodeIs(dns.RcodeServerFailure))
+			}
+		})
+		c := cacheOf(t, start(t, Options{Servers: []Server{p.server(UDP)}, Attempts: 1}))
+		asks := func(name string, want string, asked int) {
+			t.Helper()
+			if _, got := exchange(t, c, new(dns.Msg).SetQuestion(name, dns.TypeA)); !strings.HasSuffix(got, want) {
+				t.Errorf("%s: %s, want %s", name, got, want)
+			}
+			if n := len(p.questions()); n != asked {
+				t.Errorf("%s: %d questions, want %d", name, n, asked)
+			}
+		}
+		asks("www.example.com.", "SERVFAIL", 1)
+		asks("www.example.com.", "SERVFAIL", 0)
+		if addrs, err := c.LookupNetIP(t.Context(), "ip4", "www.example.com"); err == nil || len(p.questions()) != 0 {
+			t.Errorf("a look-up: %v, %v", addrs, err)
+		}
+		asks("silent.example.com.", errTimeout.Error(), 1)
+		asks("silent.example.com.", errTimeout.Error(), 0)
+		works.Store(true)
+		time.Sleep(failHold)
+		for i := range 2 {
+			asks("www.example.com.", "NOERROR 203.0.113.80(60)", 1-i)
+			asks("silent.example.com.", "NOERROR 203.0.113.80(60)", 1-i)
+		}
+		works.Store(false)
+		for i := range 2 * maxFailures {
+			asks(fmt.Sprintf("n%d.example.com.", i), "SERVFAIL", 1)
+		}
+		if n := len(c.failed); n > maxFailures {
+			t.Errorf("%d failures are kept", n)
+		}
+	})
+}
+
 // TestStaleAnswers say that they are good for half a minute.
 func TestStaleAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
