@@ -27,6 +27,8 @@
 // left to net/http. Over TLS questions are padded, so that their length says little
 // (RFC 8467). Nobody is asked for the address of a server: it is given, and a name only
 // serves to check the certificate.
+// A connection that had answers before, and on which nothing comes for two seconds, is
+// given up for a new one within the same try: it may have died without a word.
 //
 // Of an answer is left what answers the question (clean.go): the chain of aliases from
 // the name, the records of the type at its end, with signatures and proofs for who asks

@@ -109,16 +109,23 @@ func (h *https) track(conn net.Conn) (net.Conn, error) {
 	return c, nil
 }
 
-// end ends the connections on which nothing has come since a time.
+// end ends the connections on which nothing has come after a time.
 func (h *https) end(since time.Time) {
 	h.mu.Lock()
 	conns := slices.Collect(maps.Keys(h.conns))
 	h.mu.Unlock()
 	for _, c := range conns {
-		if c.heard.Load() < since.UnixNano() {
+		if c.heard.Load() <= since.UnixNano() {
 			c.Close()
 		}
 	}
+}
+
+// connected tells whether there is a connection.
+func (h *https) connected() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.conns) > 0
 }
 
 // close ends all connections.
@@ -132,9 +139,17 @@ func (h *https) close() {
 }
 
 // exchange asks, and again where a connection proves to be dead, as those do that end
-// while nobody uses them.
+// while nobody uses them, or where nothing comes of one that there was.
 func (h *https) exchange(ctx context.Context, q *query, edns bool) ([]byte, error) {
-	answer, err := h.once(ctx, q, edns)
+	first, cancel := ctx, context.CancelFunc(func() {})
+	if h.connected() {
+		first, cancel = context.WithTimeoutCause(ctx, h.patient/2, errTimeout)
+	}
+	defer cancel()
+	answer, err := h.once(first, q, edns)
+	if err != nil && ctx.Err() == nil && first.Err() != nil {
+		answer, err = h.once(ctx, q, edns)
+	}
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return h.once(ctx, q, edns)
 	}

@@ -253,21 +253,35 @@ func (c *stream) exchange(ctx context.Context, question []byte, message func(id 
 		}
 		return nil, err
 	}
-	select {
-	case answer, ok := <-w.answer:
-		if !ok {
-			return nil, c.ended()
-		}
-		return answer, nil
-	case <-ctx.Done():
+	silent := func() bool {
 		c.mu.Lock()
-		silent := c.heard == heard
-		c.mu.Unlock()
-		if silent && timedOut(ctx) {
-			// Nothing came at all: a new connection may do better.
-			c.end(context.Cause(ctx))
+		defer c.mu.Unlock()
+		return c.heard == heard
+	}
+	var doubt <-chan time.Time
+	if heard > 0 { // it may have died since, without a word
+		timer := time.NewTimer(c.patient / 2)
+		defer timer.Stop()
+		doubt = timer.C
+	}
+	for {
+		select {
+		case answer, ok := <-w.answer:
+			if !ok {
+				return nil, c.ended()
+			}
+			return answer, nil
+		case <-doubt:
+			if silent() {
+				c.end(errTimeout) // there is time for another
+			}
+		case <-ctx.Done():
+			if silent() && timedOut(ctx) {
+				// Nothing came at all: a new connection may do better.
+				c.end(context.Cause(ctx))
+			}
+			return nil, context.Cause(ctx)
 		}
-		return nil, context.Cause(ctx)
 	}
 }
 
