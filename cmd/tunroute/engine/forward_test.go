@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -48,10 +49,11 @@ func tell(t *testing.T, at netip.AddrPort, text string) (string, error) {
 		return err == nil
 	})
 	defer c.Close()
-	io.WriteString(c, text)
+	// A RST is told once, to whoever comes first.
+	_, written := io.WriteString(c, text)
 	c.(*net.TCPConn).CloseWrite()
 	b, err := io.ReadAll(c)
-	return string(b), err
+	return string(b), errors.Join(written, err)
 }
 
 // TestForwardListens: who connects to this machine is brought to the program, which
