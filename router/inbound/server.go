@@ -62,6 +62,14 @@ type Listener struct {
 	Name    string      // the Inbound of its flows
 	TLS     *tls.Config // nil: none
 	Methods []Method    // how a client may say who it is, the best first
+	Relays  Relays
+}
+
+// Relays say where the sockets of UDP ASSOCIATE are. Of the zero Relays they are at the
+// address of the client's connection and any port.
+type Relays struct {
+	First, Last uint16     // the ports; 0: any
+	Announce    netip.Addr // what clients are told; not valid: what it is
 }
 
 // Defaults of [Options].
@@ -104,7 +112,7 @@ type Server struct {
 	opts Options
 	log  *slog.Logger
 
-	told told // of who is not let in
+	told told // of who is not let in, or gets no relay
 
 	mu           sync.Mutex // guards what follows
 	waiting      list.List  // of *client, who have not asked yet, as they have come

@@ -2,12 +2,15 @@ package inbound
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"tunroute/router/flow"
@@ -44,14 +47,14 @@ func (c *client) associate(ctx context.Context, f flow.Flow, from netip.AddrPort
 		q.Refuse(fmt.Errorf("%w: no UDP by this listener", socks.ReplyCommand))
 		return
 	}
-	lc := net.ListenConfig{Control: c.server.opts.Control}
-	opened, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(local.AddrPort().Addr().Unmap(), 0).String())
+	socket, err := c.server.relay(ctx, local.AddrPort().Addr().Unmap(), c.listener.Relays)
 	if err != nil {
-		c.server.log.Warn("no socket for an association", "inbound", c.listener.Name, "err", err)
+		if c.server.told.due(c.source.Addr(), time.Now()) {
+			c.server.log.Warn("no socket for an association", "inbound", c.listener.Name, "src", c.source, "err", err)
+		}
 		q.Refuse(err)
 		return
 	}
-	socket := opened.(*net.UDPConn)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a := &association{socket: socket, owner: c.source.Addr(), end: cancel}
@@ -71,7 +74,11 @@ func (c *client) associate(ctx context.Context, f flow.Flow, from netip.AddrPort
 	}
 	c.server.open(a)
 	defer c.server.gone(a)
-	if err := q.answer(q.connected(socket.LocalAddr().(*net.UDPAddr).AddrPort())); err != nil {
+	at := socket.LocalAddr().(*net.UDPAddr).AddrPort()
+	if told := c.listener.Relays.Announce; told.IsValid() {
+		at = netip.AddrPortFrom(told, at.Port())
+	}
+	if err := q.answer(q.connected(at)); err != nil {
 		cancel()
 	}
 	waiting, stop := q.watch(ctx, io.Discard)
@@ -83,6 +90,26 @@ func (c *client) associate(ctx context.Context, f flow.Flow, from netip.AddrPort
 	socket.Close()
 	work.Wait()
 	q.close()
+}
+
+// relay opens a socket for an association, at one of the ports that it may have: the
+// first that is free, from any of them on.
+func (s *Server) relay(ctx context.Context, at netip.Addr, r Relays) (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: s.opts.Control}
+	n := int(r.Last) - int(r.First) + 1
+	from := rand.IntN(n)
+	var err error
+	for i := range n {
+		port := r.First + uint16((from+i)%n)
+		var socket net.PacketConn
+		if socket, err = lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(at, port).String()); err == nil {
+			return socket.(*net.UDPConn), nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	return nil, err
 }
 
 // open takes an association in. At the limit the one that has been silent for longest of

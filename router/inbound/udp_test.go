@@ -186,6 +186,65 @@ func TestAssociationSaysItsPort(t *testing.T) {
 	}
 }
 
+// TestRelaysWhereTheyMayBe: each relay has a port of its own of those that there are, and
+// clients are told another address; one too many is refused, and an end makes room.
+func TestRelaysWhereTheyMayBe(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two ports in a row that are free: one may be anybody's.
+	var first uint16
+	for range 100 {
+		a := udpFrom(t, "127.0.0.1")
+		first = a.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		b, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), first+1)))
+		a.Close()
+		if err == nil {
+			b.Close()
+			break
+		}
+	}
+	direct, err := outbound.NewDirect(outbound.DirectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := netip.MustParseAddr("203.0.113.1")
+	serveRouter(t, direct, inbound.Listener{
+		Listener: l, Name: "lan", Methods: []inbound.Method{inbound.None{}},
+		Relays: inbound.Relays{First: first, Last: first + 1, Announce: told},
+	})
+	ask := func() (*net.TCPConn, socks.Addr, error) {
+		c := dial(t, l.Addr().String())
+		c.Write([]byte(hello(0) + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+		if _, err := socks.ReadMethod(c, socks.MethodNone); err != nil {
+			t.Fatal(err)
+		}
+		at, err := socks.ReadReply(c)
+		return c, at, err
+	}
+	ports := make(map[uint16]bool)
+	var last *net.TCPConn
+	for range 2 {
+		c, at, err := ask()
+		if err != nil || at.IP != told || at.Port < first || at.Port > first+1 {
+			t.Fatalf("a relay at %v, %v; want it at %v and %d or the next", at, err, told, first)
+		}
+		ports[at.Port], last = true, c
+	}
+	if len(ports) != 2 {
+		t.Errorf("two relays at %v", ports)
+	}
+	if _, _, err := ask(); err != socks.ReplyGeneral {
+		t.Errorf("one too many: %v, want reply 1", err)
+	}
+	last.CloseWrite()
+	io.ReadAll(last)
+	if _, _, err := ask(); err != nil {
+		t.Errorf("when one had ended: %v", err)
+	}
+}
+
 // TestAssociationsAreBounded: at the limit, who has been silent for longest makes room.
 func TestAssociationsAreBounded(t *testing.T) {
 	sent := make(chan string)

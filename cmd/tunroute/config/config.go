@@ -357,6 +357,11 @@ type Listener struct {
 	// The certificate, where clients speak TLS: `cert` and `key` are files in PEM, whose
 	// paths start at the directory of the config. When they change they are read again.
 	TLS ListenTLS `yaml:"tls,omitempty"`
+	// Where the relays of UDP ASSOCIATE are, for who publishes the ports of a container or
+	// forwards those of a router: `ports` is a range, as in `40000-40999`, of which each
+	// client takes one while it has a relay, and `announce` the address that clients are
+	// told, where it is not the one that they have connected to here.
+	UDP ListenUDP `yaml:"udp,omitempty"`
 	// Who may connect to a unix socket, as in `0660`; `0600` where nothing is said.
 	Mode FileMode `yaml:"mode,omitempty"`
 
@@ -367,6 +372,12 @@ type Listener struct {
 type ListenTLS struct {
 	Cert string `yaml:"cert,omitempty"`
 	Key  string `yaml:"key,omitempty"`
+}
+
+// ListenUDP is where the relays of UDP ASSOCIATE are.
+type ListenUDP struct {
+	Ports    []rule.PortRange `yaml:"ports,omitempty"` // one at most
+	Announce netip.Addr       `yaml:"announce,omitempty"`
 }
 
 // Authenticate is a program that knows users.

@@ -170,6 +170,7 @@ var valueWords = map[string]string{
 	"[]Protection":     "word, or a list",
 	"[]Command":        "word, or a list",
 	"ListenTLS":        "`{cert: FILE, key: FILE}`",
+	"ListenUDP":        "`{ports: FIRST-LAST, announce: ADDRESS}`",
 	"FileMode":         "octal digits",
 	"Authenticate":     "`{command: [PROGRAM, ARGUMENT...]}`",
 	"Mode":             "mode",

@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"tunroute/router/flow"
+	"tunroute/router/rule"
 )
 
 // defaultListener is the name of a listener that is given none.
@@ -64,6 +65,7 @@ func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
 	if (l.TLS.Cert == "") != (l.TLS.Key == "") {
 		d.errorf(valueAt(n, "tls"), "write {cert: FILE, key: FILE}", "tls wants a certificate and its key")
 	}
+	l.checkUDP(d, n)
 	if l.Mode != 0 && l.At.Path == "" {
 		d.errorf(valueAt(n, "mode"), "leave it out", "mode is for a unix socket, and %s is none", l.At)
 	}
@@ -75,6 +77,33 @@ func (l *Listener) decodeNode(d *decoder, n *yaml.Node) {
 			*file = filepath.Join(filepath.Dir(d.file), *file)
 		}
 	}
+}
+
+func (l *Listener) checkUDP(d *decoder, n *yaml.Node) {
+	u := l.UDP
+	n = valueAt(n, "udp")
+	switch {
+	case u.IsZero():
+	case l.At.Path != "" || l.TLS.Cert != "":
+		d.errorf(n, "leave udp out", "there is no UDP over TLS and by unix sockets, because datagrams would go beside them")
+	case len(u.Ports) > 1:
+		d.errorf(n, "write one range, as in 40000-40999", "ports of udp are %d ranges", len(u.Ports))
+	}
+}
+
+// IsZero says that nothing is said.
+func (u ListenUDP) IsZero() bool { return len(u.Ports) == 0 && !u.Announce.IsValid() }
+
+// MarshalYAML writes what is there.
+func (u ListenUDP) MarshalYAML() (any, error) {
+	out := struct {
+		Ports    []rule.PortRange `yaml:"ports,omitempty,flow"`
+		Announce string           `yaml:"announce,omitempty"`
+	}{Ports: u.Ports}
+	if u.Announce.IsValid() {
+		out.Announce = u.Announce.String()
+	}
+	return out, nil
 }
 
 func (a *Authenticate) decodeNode(d *decoder, n *yaml.Node) {

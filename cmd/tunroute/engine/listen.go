@@ -39,7 +39,10 @@ func (e *Engine) newServer() (_ *inbound.Server, err error) {
 // listenSocks opens the listeners of listen.
 func (e *Engine) listenSocks(ctx context.Context, opened *closers) (all []inbound.Listener, err error) {
 	for _, l := range e.current.Load().Listen.Socks {
-		in := inbound.Listener{Name: l.Name}
+		in := inbound.Listener{Name: l.Name, Relays: inbound.Relays{Announce: l.UDP.Announce}}
+		for _, p := range l.UDP.Ports {
+			in.Relays.First, in.Relays.Last = p.First, p.Last
+		}
 		if in.Methods, err = e.methods(l); err != nil {
 			return nil, fmt.Errorf("listen %v: %w", l.At, err)
 		}

@@ -46,12 +46,14 @@ func markAt(t *testing.T, port uint16) int {
 }
 
 // TestAssociationsAreMarked: with an interface beside it, what a listener sends to its
-// clients would go there otherwise.
+// clients would go there otherwise. Clients are told the port and the address that the
+// config has.
 func TestAssociationsAreMarked(t *testing.T) {
 	const mark = 0x7412
+	port := freePort(t) // of TCP; nobody has that of UDP
 	at := netip.AddrPortFrom(enginetest.Loopback, freePort(t))
 	ready := make(chan struct{})
-	e, err := engine.New(enginetest.Parse(t, "tun: off\nlisten: {socks: %s}\nrules: [{via: direct}]\n", at), engine.Options{Mark: mark, Ready: func() { close(ready) }})
+	e, err := engine.New(enginetest.Parse(t, "tun: off\nlisten: {socks: {at: %s, udp: {ports: %d, announce: 203.0.113.1}}}\nrules: [{via: direct}]\n", at, port), engine.Options{Mark: mark, Ready: func() { close(ready) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +90,9 @@ func TestAssociationsAreMarked(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := (socks.Addr{IP: netip.MustParseAddr("203.0.113.1"), Port: port}); relay != want {
+		t.Errorf("the relay is at %v, want %v", relay, want)
 	}
 	if got := markAt(t, relay.Port); got != mark {
 		t.Errorf("the mark is %#x, want %#x", got, mark)
