@@ -67,7 +67,7 @@ func (d *daemon) Status() admin.Status {
 		Started: d.started, Reloaded: reloaded, Device: d.device,
 		Flows: s.Router.Flows, Sessions: s.Router.Sessions,
 		TCP: s.Router.TCP, UDP: s.Router.UDP, Failed: s.Router.Failed, Rejected: s.Router.Rejected,
-		Orphans: s.Router.Orphans, Up: s.Router.Up, Down: s.Router.Down,
+		Orphans: s.Router.Orphans, Limited: s.Router.Limited, Dropped: s.Router.UDPLimited, Up: s.Router.Up, Down: s.Router.Down,
 		Leases: s.Pool.Leases, Capacity: s.Pool.Capacity, NotKept: s.Pool.Failing,
 	}
 	for name, members := range d.engine.Groups() {
@@ -91,7 +91,7 @@ func (d *daemon) Flows() []admin.Flow {
 	flows := make([]admin.Flow, len(open))
 	for i, f := range open {
 		flows[i] = admin.Flow{
-			Network: f.Flow.Network.String(), Source: f.Flow.Source, Target: f.Flow.Target.String(), Inbound: f.Flow.Inbound,
+			Network: f.Flow.Network.String(), Source: f.Flow.Source, Target: f.Flow.Target.String(), User: f.Flow.User, Inbound: f.Flow.Inbound,
 			Rule: f.Verdict.Index + 1, Line: f.Verdict.Line, Out: f.Outbound,
 			Start: f.Start, Up: f.Up, Down: f.Down,
 		}

@@ -101,6 +101,7 @@ func writeStatus(w io.Writer, s admin.Status) {
 	}
 	fmt.Fprintf(w, "open\t%d tcp, %d udp\n", s.Flows, s.Sessions)
 	fmt.Fprintf(w, "ended\t%d tcp, %d udp; %d failed, %d rejected, %d orphans\n", s.TCP, s.UDP, s.Failed, s.Rejected, s.Orphans)
+	fmt.Fprintf(w, "limited\t%d flows, %d datagrams\n", s.Limited, s.Dropped)
 	fmt.Fprintf(w, "carried\t%s up, %s down\n", bytesText(s.Up), bytesText(s.Down))
 	notKept := ""
 	if s.NotKept {
@@ -148,13 +149,23 @@ func newFlows() *cobra.Command {
 }
 
 func writeFlows(w io.Writer, flows []admin.Flow) {
-	fmt.Fprintln(w, "NET\tSOURCE\tTARGET\tRULE\tOUT\tUP\tDOWN\tAGE")
+	// Only clients of listeners can have said who they are.
+	users := slices.ContainsFunc(flows, func(f admin.Flow) bool { return f.User != "" })
+	head := ""
+	if users {
+		head = "USER\t"
+	}
+	fmt.Fprintf(w, "NET\tSOURCE\t%sTARGET\tRULE\tOUT\tUP\tDOWN\tAGE\n", head)
 	for _, f := range flows {
+		user := ""
+		if users {
+			user = cmp.Or(f.User, "-") + "\t"
+		}
 		rule := "default"
 		if f.Rule > 0 {
 			rule = fmt.Sprint(f.Rule)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Network, f.Source, f.Target, rule, f.Out,
+		fmt.Fprintf(w, "%s\t%s\t%s%s\t%s\t%s\t%s\t%s\t%s\n", f.Network, f.Source, user, f.Target, rule, f.Out,
 			bytesText(f.Up), bytesText(f.Down), time.Since(f.Start).Round(time.Second))
 	}
 }

@@ -47,7 +47,9 @@ type Status struct {
 	Failed   uint64 `json:"failed"` // of those that have ended
 	Rejected uint64 `json:"rejected"`
 	Orphans  uint64 `json:"orphans"`
-	Up       int64  `json:"up_bytes"` // of those that have ended
+	Limited  uint64 `json:"limited"`           // flows that a limit has refused
+	Dropped  uint64 `json:"datagrams_limited"` // faster than their bandwidth
+	Up       int64  `json:"up_bytes"`          // of those that have ended
 	Down     int64  `json:"down_bytes"`
 	Leases   int    `json:"leases"`
 	Capacity int    `json:"leases_max"`

@@ -37,7 +37,7 @@ func gauge[T uint64 | int](name, help string, get func(*engine.Stats) T) metric 
 		func(s *engine.Stats) float64 { return float64(get(s)) }}
 }
 
-// The metrics, by room. docs/metrics.md has them in this order.
+// The metrics, by room. docs/admin.md has them by their names.
 func metrics() []metric {
 	type stats = *engine.Stats
 	return []metric{
@@ -64,6 +64,12 @@ func metrics() []metric {
 		counter("router_datagrams_limited", "Datagrams that went faster than the bandwidth of their rule.", func(s stats) uint64 { return s.Router.UDPLimited }),
 		counter("router_flows_limited", "Flows that a limit of a rule, of sources, of users or of new flows has refused.", func(s stats) uint64 { return s.Router.Limited }),
 		counter("router_udp_evicted", "Idle UDP sessions that made room for others.", func(s stats) uint64 { return s.Router.UDPEvicted }),
+
+		gauge("inbound_waiting", "Clients of listeners that have not asked yet.", func(s stats) int { return s.Inbound.Waiting }),
+		counter("inbound_clients", "Clients that have come to listeners.", func(s stats) uint64 { return s.Inbound.Clients }),
+		counter("inbound_unwanted", "Clients from where nobody is served.", func(s stats) uint64 { return s.Inbound.Unwanted }),
+		counter("inbound_evicted", "Clients that made room for others before they asked.", func(s stats) uint64 { return s.Inbound.Evicted }),
+		counter("inbound_failed", "Clients that did not get as far as a request.", func(s stats) uint64 { return s.Inbound.Failed }),
 
 		gauge("dns_leases", "Names that have a fake address.", func(s stats) int { return s.Pool.Leases }),
 		gauge("dns_leases_max", "Names that can have one.", func(s stats) int { return s.Pool.Capacity }),
