@@ -32,6 +32,9 @@ func (s *source) warnings(c *Config) Errors {
 		if dest, ok := c.unseen(r); ok {
 			warn(r.atTo, "write its addresses, or give the name the mode remote", "rule %d cannot see the name %q: it has the mode local, so that flows to it have an address only", i+1, dest)
 		}
+		if why, hint := c.nobodyComes(r); why != "" {
+			warn(r.at, hint, "rule %d can never match: %s", i+1, why)
+		}
 		for _, last := range c.Ends(r.Via) {
 			if !leaky[last] && last.Scheme != Direct && !last.Scheme.TakesNames() && c.mayBeRemote(r) {
 				leaky[last] = true
@@ -58,6 +61,31 @@ func (s *source) warnings(c *Config) Errors {
 		warn(c.Names.atLocalThenRemote, leak, "local-then-remote tells these names to the resolver of this machine")
 	}
 	return ws
+}
+
+// nobodyComes says why nobody comes in whom a rule is for, and what to do; "" if somebody
+// may.
+func (c *Config) nobodyComes(r *Rule) (why, hint string) {
+	by := func(in string) bool { return len(r.Inbound) == 0 || slices.Contains(r.Inbound, in) }
+	tun := !c.TUN.Off && by(flow.Tun)
+	var listeners []Listener
+	for _, l := range c.Listen.Socks {
+		if by(l.Name) {
+			listeners = append(listeners, l)
+		}
+	}
+	asks := func(l Listener) bool {
+		return slices.ContainsFunc(l.Auth, func(a Auth) bool { return a != AuthNone })
+	}
+	switch {
+	case !tun && len(listeners) == 0 && len(r.Inbound) > 0:
+		return "with tun: off nothing comes by tun", "name a listener, or take the rule out"
+	case len(r.User)+len(r.Group) > 0 && !slices.ContainsFunc(listeners, asks):
+		return "no listener that it is for asks clients who they are", "give a listener users: FILE, or take the rule out"
+	case len(listeners) == 0 && len(r.Command) > 0 && !slices.ContainsFunc(r.Command, func(k Command) bool { return flow.Command(k) != flow.Bind }):
+		return "only clients of a listener ask for bind", "add a listener, or take the rule out"
+	}
+	return "", ""
 }
 
 // noHelp says why the helper of a rule has nothing to do; "" if it has, or may have.
