@@ -18,7 +18,7 @@ func newCheck() *cobra.Command {
 the line and a hint, also with the files that it names. The exit status is 1 if there
 is an error and 0 if there are warnings at most. No name is resolved, and nothing is
 opened for others or changed.`,
-		Args: cobra.NoArgs,
+		Args: noFile,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := config.Check(file, engine.Check)
 			if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 
@@ -43,6 +44,16 @@ const defaultConfig = "tunroute.yaml"
 func configFlag(c *cobra.Command, file *string, value string) {
 	c.Flags().StringVarP(file, "config", "c", value, "the config `file`")
 	_ = c.MarkFlagFilename("config", "yaml", "yml")
+}
+
+// noFile is [cobra.NoArgs] for a command that takes its config by -c.
+func noFile(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		if ext := filepath.Ext(args[0]); ext == ".yaml" || ext == ".yml" {
+			return fmt.Errorf("%s takes no file by itself: did you mean -c %s?", c.Name(), args[0])
+		}
+	}
+	return cobra.NoArgs(c, args)
 }
 
 // load reads a config and prints its warnings.

@@ -36,7 +36,7 @@ of leaving by another way; the next start cleans up.
 SIGHUP reads the config again: the new one decides the flows that come then. If
 it has an error, nothing changes. The files of the log are opened anew in any case.
 SIGTERM and SIGINT end it.`,
-		Args: cobra.NoArgs,
+		Args: noFile,
 		RunE: func(c *cobra.Command, _ []string) error {
 			outliveReaders()
 			cfg, err := load(file)

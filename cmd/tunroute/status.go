@@ -73,7 +73,7 @@ func newStatus() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status [-c FILE]",
 		Short: "Tell what a running daemon does, and how its upstreams are",
-		Args:  cobra.NoArgs,
+		Args:  noFile,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
 				s, err := daemon.Status(ctx)
@@ -130,7 +130,7 @@ func newFlows() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "flows [-c FILE]",
 		Short: "List the flows that a running daemon has open, the busiest first",
-		Args:  cobra.NoArgs,
+		Args:  noFile,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error {
 				flows, err := daemon.Flows(ctx)
@@ -315,7 +315,7 @@ func newReload() *cobra.Command {
 		Short: "Have a running daemon read its config again, and tell what came of it",
 		Long: `Reload does what SIGHUP does, and waits for it: the new config decides the flows
 that come then. If it has an error, that is told, and nothing has changed.`,
-		Args: cobra.NoArgs,
+		Args: noFile,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.ask(c.Context(), func(ctx context.Context, daemon *admin.Client) error { return daemon.Reload(ctx) })
 		},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -246,8 +247,23 @@ func yamlKeys(t reflect.Type) (keys []string) {
 	return keys
 }
 
+// elsewhere are keys of other tools (sing-box, Clash, Dante, tun2socks), and what comes
+// nearest to them here.
+var elsewhere = map[string]string{
+	"outbounds": "upstreams", "proxies": "upstreams", "proxy-groups": "upstreams", "proxy": "upstreams", "servers": "upstreams",
+	"inbounds": "listen", "internal": "listen", "route": "rules", "device": "tun", "resolvers": "dns", "nameserver": "dns",
+	"domain": "to", "domain-suffix": "to", "ip-cidr": "to", "source-ip-cidr": "from", "network": "proto", "outbound": "via",
+	"username": "user", "auth-user": "user", "server": "url", "detour": "via",
+}
+
 // unknownKeyHint names the key that was meant, or all that there are.
 func unknownKeyHint(key string, known []string) string {
+	switch ours := elsewhere[strings.ReplaceAll(strings.ToLower(key), "_", "-")]; {
+	case key == "final" && slices.Contains(known, "rules"):
+		return "write a last rule without conditions, as in {via: direct}"
+	case slices.Contains(known, ours):
+		return fmt.Sprintf("here it is %q", ours)
+	}
 	if near := closest(key, known); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
