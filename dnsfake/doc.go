@@ -26,7 +26,7 @@
 // Where [Pool.Open] was given a file a lease is in there before the answer that
 // tells of it leaves, unless the disk is slower than 200 ms: write(2) has returned,
 // so that it outlives the process. 5 s later at most the disk has it. The file is a
-// journal (journal.go) that one goroutine writes (store.go).
+// journal (journal.go says why) that one goroutine writes (store.go).
 //
 // A fake address without a lease is an orphan: [Pool.Owns] but not
 // [Pool.Acquire]. Whoever sees one refuses the flow and sends nothing on.

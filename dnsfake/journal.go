@@ -17,6 +17,11 @@ import (
 //	        reserved 4 | v4 4 | v6 16 | checksum of all this 4
 //	entry   checksum 4 | kind 1 | length of name 1 | slot 4 | time 4 | name
 //
+// It is a journal and not a database, bbolt for one, since nothing is ever looked up in
+// it, and answers wait for it: to give one lease to the page cache took 1 µs, by bbolt
+// without syncs 34 µs; a hundred, 34 µs and 2.7 ms; one that is synced, 0.26 and 0.71 ms.
+// A lease took 41 octets, and 116 to 149.
+//
 // Time is in seconds in which a daemon has run on the file: the clock of a router
 // may be wrong when it starts, and a quarantine that ends too late harms nobody.
 const (
