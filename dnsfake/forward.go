@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -97,6 +98,12 @@ func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string
 		return reply{}, errBusy
 	}
 	answer, err := q.policy.Resolver.Exchange(ctx, msg, network)
+	if errors.Is(err, net.ErrClosed) && ctx.Err() == nil {
+		// As at a reload: there may be another.
+		if r := s.policyOf(q.name).Resolver; r != nil {
+			answer, err = r.Exchange(ctx, msg, network)
+		}
+	}
 	if err != nil {
 		return reply{}, fmt.Errorf("ask the resolver: %w", err)
 	}

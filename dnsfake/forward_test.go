@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -410,4 +411,31 @@ func TestKnownAnswersDoNotWait(t *testing.T) {
 	}
 	cancel()
 	waiting.Wait()
+}
+
+// A question whose resolver a reload has closed is asked of the one that there is then.
+func TestQuestionOutlivesItsResolver(t *testing.T) {
+	closed := exchangerFunc(func(context.Context, []byte, string) ([]byte, error) {
+		return nil, fmt.Errorf("the resolver is closed: %w", net.ErrClosed)
+	})
+	for _, tt := range []struct {
+		name string
+		then Exchanger
+		want string
+	}{
+		{"another", zone(t, "www.test. 300 IN A 192.0.2.1"), "NOERROR; www.test. 300 IN A 192.0.2.1"},
+		{"one that is closed too", closed, "SERVFAIL"},
+		{"none", nil, "SERVFAIL"},
+	} {
+		asked := 0
+		s := newServer(t, Options{Policy: func(string) Policy {
+			if asked++; asked == 1 {
+				return Policy{Mode: Local, Resolver: closed}
+			}
+			return Policy{Mode: Local, Resolver: tt.then}
+		}})
+		if got := text(ask(t, s, question(t, "www.test.", dns.TypeA))); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
 }

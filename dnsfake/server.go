@@ -50,7 +50,9 @@ type Exchanger interface {
 	// "udp" if a truncated answer will do, "tcp" if it is to be whole. The
 	// id that goes out is the Exchanger's own, as is the check that the
 	// answer is one to the question. It blocks until then, until ctx ends
-	// or until its own time-out, and is called from many goroutines.
+	// or until its own time-out, and is called from many goroutines. An error
+	// that Is net.ErrClosed says that it asks nobody any more: whom the Policy has
+	// then is asked, once.
 	Exchange(ctx context.Context, query []byte, network string) (answer []byte, err error)
 }
 

@@ -141,7 +141,10 @@ func (s *streams) openOne(o *opening, ctx context.Context) {
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	conn, err := s.open(ctx)
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err != nil && s.ctx.Err() != nil:
+		err = ErrClosed
+	case err != nil && ctx.Err() != nil:
 		err = context.Cause(ctx)
 	}
 	s.mu.Lock()

@@ -3,6 +3,8 @@ package engine_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -181,6 +183,37 @@ func TestNobodyIsAsked(t *testing.T) {
 	}
 	if got := here.Questions(); len(got) != 5 {
 		t.Errorf("the resolver here was asked for %q", got)
+	}
+}
+
+// TestReloadWhileRemoteResolverIsAsked: the question is asked anew, by the way that the new
+// config has.
+func TestReloadWhileRemoteResolverIsAsked(t *testing.T) {
+	asked := make(chan socks.Request, 10)
+	silent := enginetest.StartScripted(t, func(r socks.Request) enginetest.Script {
+		return enginetest.Script{Serve: func(c net.Conn) {
+			asked <- r
+			_, _ = io.Copy(io.Discard, c)
+		}}
+	})
+	other := startFarAway(t, "www.test")
+	const text = `
+upstreams: {far: 'socks5h://%s'}
+rules: [{via: far}]
+dns: {resolvers: [127.0.0.1], remote-resolvers: [203.0.113.9], strategy: %s}
+`
+	for _, strategy := range []string{"failover", "race"} { // and the cache is another
+		l := enginetest.Start(t, text, silent, "failover")
+		answered := make(chan dnsmessage.RCode, 1)
+		go func() { answered <- query(t, l, "www.test.", dnsmessage.TypeTXT).RCode }()
+		enginetest.Receive(t, "a question to the first one", asked)
+		if err := l.Engine.Reload(enginetest.Parse(t, text, other.at, strategy)); err != nil {
+			t.Fatal(err)
+		}
+		if got := enginetest.Receive(t, "an answer", answered); got != dnsmessage.RCodeSuccess {
+			t.Errorf("%s: %s", strategy, got)
+		}
+		l.Stop()
 	}
 }
 
