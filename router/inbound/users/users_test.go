@@ -447,6 +447,27 @@ func TestBurst(t *testing.T) {
 	})
 }
 
+// TestBrowser: of the many connections that a browser opens at once, those that waited for
+// their turn have no password looked at when another was right.
+func TestBrowser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &slow{}
+		g := NewGuard(v, nil)
+		var work sync.WaitGroup
+		for range 30 {
+			work.Go(func() {
+				if _, err := g.Check(t.Context(), netip.MustParseAddr("10.0.0.1"), "alice", "right"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		work.Wait()
+		if v.n > turns {
+			t.Errorf("%d passwords were looked at, want %d at most", v.n, turns)
+		}
+	})
+}
+
 // TestVerifiesFewAtATime: a burst of clients does not take the memory of as many
 // hashes.
 func TestVerifiesFewAtATime(t *testing.T) {
