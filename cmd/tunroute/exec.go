@@ -51,6 +51,8 @@ Flows that fail are logged on standard error; -v logs all of them.`,
   tunroute exec --proxy socks5h://10.0.4.1 -- bash
   ALL_PROXY=socks5h://user:password@proxy.example:1080 tunroute exec -- git fetch`,
 		Args: cobra.ArbitraryArgs,
+		// Its flags are in Use: behind the program they would be the program's.
+		DisableFlagsInUseLine: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:

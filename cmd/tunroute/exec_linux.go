@@ -126,7 +126,8 @@ func runExec(s spec, cfg *config.Config, args []string) error {
 	status, err := c.Wait()
 	r.release()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "tunroute: exec: %v\n", err)
+		// Of a program that there is not, package os/exec says "exec: ..." as well.
+		fmt.Fprintf(os.Stderr, "tunroute: exec: %s\n", strings.TrimPrefix(err.Error(), "exec: "))
 	}
 	status.Exit()
 	panic("unreachable")

@@ -30,10 +30,29 @@ at the far end.`,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.Version = version()
+	root.SetVersionTemplate("tunroute {{.Version}}\n")
+	root.SetHelpCommand(newHelp())
 	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(),
 		newStatus(), newFlows(), newDNS(), newLeases(), newReload(), newPasswd(), newVersion(),
 		newDemo())
 	return root
+}
+
+// newHelp is cobra's, except that a command that there is not is an error.
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Tell about a command",
+		RunE: func(c *cobra.Command, args []string) error {
+			of, _, err := c.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			of.InitDefaultHelpFlag()
+			return of.Help()
+		},
+	}
 }
 
 // defaultConfig is the file that commands read where -c names none.

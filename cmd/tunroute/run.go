@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -51,10 +52,11 @@ SIGTERM and SIGINT end it.`,
 			}
 			defer l.start()()
 			d := &daemon{file: file, cfg: cfg, log: l, started: time.Now()}
-			if err := d.run(ctx); ctx.Err() == nil || !onlyCanceled(err) {
-				return err
+			err = d.run(ctx)
+			if ctx.Err() != nil && onlyCanceled(err) {
+				return nil // it was told to end while it started
 			}
-			return nil // it was told to end while it started
+			return withRemedy(err)
 		},
 	}
 	configFlag(c, &file, defaultConfig)
@@ -86,6 +88,15 @@ func onlyCanceled(err error) bool {
 		}
 	}
 	return errors.Is(err, context.Canceled)
+}
+
+// withRemedy adds what to do about a port that is not for everybody.
+func withRemedy(err error) error {
+	var op *net.OpError
+	if errors.Is(err, syscall.EACCES) && errors.As(err, &op) && op.Op == "listen" && op.Net != "unix" {
+		return fmt.Errorf("%w: a port below 1024 takes root, or CAP_NET_BIND_SERVICE", err)
+	}
+	return err
 }
 
 // run serves until ctx ends, and leaves the host as it was.

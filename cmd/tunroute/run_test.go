@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -30,5 +32,19 @@ func TestOnlyCanceled(t *testing.T) {
 		if got := onlyCanceled(c.err); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
 		}
+	}
+}
+
+// TestLowPort: what to do about a port that is not for everybody is said, and of nothing
+// else.
+func TestLowPort(t *testing.T) {
+	for network, want := range map[string]bool{"tcp": true, "udp": true, "unix": false} {
+		err := withRemedy(fmt.Errorf("listen: %w", &net.OpError{Op: "listen", Net: network, Err: syscall.EACCES}))
+		if got := strings.HasSuffix(err.Error(), "CAP_NET_BIND_SERVICE"); got != want {
+			t.Errorf("%s: %v", network, err)
+		}
+	}
+	if err := withRemedy(nil); err != nil {
+		t.Error(err)
 	}
 }
