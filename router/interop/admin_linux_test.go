@@ -97,7 +97,7 @@ func TestAdmin(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text+"tun: {mtu: 1400}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if r := ask(rootUser, "reload", "-c", config); r.Status != 1 || !strings.Contains(r.Stderr, "the config stays as it was: tun has changed") {
+	if r := ask(rootUser, "reload", "-c", config); r.Status != 1 || !strings.Contains(r.Stderr, "the config stays as it was: tun.mtu has changed") {
 		t.Errorf("reload of what takes a start: status %d, %s", r.Status, r.Stderr)
 	}
 	if r := ask(nobody, "status", "--socket", socket); r.Status != 1 || !strings.Contains(r.Stderr, "is for the user that the daemon runs as, and for root") {
