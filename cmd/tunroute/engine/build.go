@@ -446,6 +446,13 @@ func Servers(ctx context.Context, cfg *config.Config, mark uint32) ([]Server, er
 			}
 		}
 	}
+	for _, to := range cfg.Log.To {
+		if to.Server.IsValid() {
+			if err := add(Server{Name: "log.to udp:" + to.Server.String(), Addr: to.Server.Addr()}); err != nil {
+				return nil, err
+			}
+		}
+	}
 	servers, err := resolvers(cfg, mark)
 	if err != nil {
 		return nil, err

@@ -235,6 +235,7 @@ upstreams:
   line2:  {url: direct}
 rules: [{to: a.test, via: behind}, {to: b.test, via: plain}, {via: line2}]
 dns: {resolvers: ["%s"]}
+log: {to: [stderr, {syslog: "udp:192.0.2.77"}]}
 `
 	got, err := engine.Servers(enginetest.Within(t), enginetest.Parse(t, text, dns.Addr), 0)
 	if err != nil {
@@ -243,6 +244,7 @@ dns: {resolvers: ["%s"]}
 	want := []engine.Server{
 		{Name: "upstream named", Addr: netip.MustParseAddr("192.0.2.9"), Mark: 0x20},
 		{Name: "upstream plain", Addr: netip.MustParseAddr("192.0.2.1")},
+		{Name: "log.to udp:192.0.2.77:514", Addr: netip.MustParseAddr("192.0.2.77")},
 		{Name: "resolver " + dns.Addr.String(), Addr: enginetest.Loopback},
 	}
 	if len(got) != len(want) {
