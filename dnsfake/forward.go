@@ -30,7 +30,7 @@ func (s *Server) forward(ctx context.Context, q *query, network string) []byte {
 // unanswered answers that there is no answer.
 func (s *Server) unanswered(q *query, err error) []byte {
 	why := whySilent
-	if errors.Is(err, errBusy) {
+	if errors.Is(err, ErrBusy) {
 		why = whyBusy
 	}
 	return s.fail(q, why, err.Error())
@@ -51,7 +51,7 @@ func (s *Server) localThenRemote(ctx context.Context, q *query, network string) 
 	}
 	other, otherErr := s.ask(ctx, q, dns.TypeA+dns.TypeAAAA-q.qtype, network)
 	switch {
-	case errors.Is(err, errBusy), errors.Is(otherErr, errBusy): // which says nothing of the name
+	case errors.Is(err, ErrBusy), errors.Is(otherErr, ErrBusy):
 		return s.fail(q, whyBusy, whyBusy.text)
 	case otherErr != nil || !other.usable():
 		return s.lease(q)
@@ -69,7 +69,8 @@ var (
 	errFakeAddr  = errors.New("the resolver's answer has an address of our own fake range")
 )
 
-var errBusy = errors.New(whyBusy.text)
+// ErrBusy says that too many questions wait already, which says nothing of the name.
+var ErrBusy = errors.New(whyBusy.text)
 
 // ask asks the resolver for the name of q and a type, unless it knows.
 func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string) (reply, error) {
@@ -95,7 +96,7 @@ func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string
 	case s.waiting <- struct{}{}:
 		defer func() { <-s.waiting }()
 	default:
-		return reply{}, errBusy
+		return reply{}, ErrBusy
 	}
 	answer, err := q.policy.Resolver.Exchange(ctx, msg, network)
 	if errors.Is(err, net.ErrClosed) && ctx.Err() == nil {

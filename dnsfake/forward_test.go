@@ -271,6 +271,15 @@ func TestLocalThenRemoteLeasesWhenTheResolverFails(t *testing.T) {
 	}
 }
 
+// One that is not asked does not: the name is not on its way elsewhere for that.
+func TestLocalThenRemoteWhereTooManyWait(t *testing.T) {
+	s := newServer(t, Options{Policy: policy(func(string) Mode { return LocalThenRemote },
+		exchangerFunc(func(context.Context, []byte, string) ([]byte, error) { return nil, fmt.Errorf("it: %w", ErrBusy) }))})
+	if m := ask(t, s, question(t, "www.test.", dns.TypeA)); m.Rcode != dns.RcodeServerFailure || s.Stats().Leased != 0 {
+		t.Errorf("%s, %d leased", text(m), s.Stats().Leased)
+	}
+}
+
 // The families of a name go one way, whatever the resolver says of the one that it has
 // no address of.
 func TestLocalThenRemoteDoesNotPartTheFamilies(t *testing.T) {

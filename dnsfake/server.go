@@ -52,7 +52,7 @@ type Exchanger interface {
 	// answer is one to the question. It blocks until then, until ctx ends
 	// or until its own time-out, and is called from many goroutines. An error
 	// that Is net.ErrClosed says that it asks nobody any more: whom the Policy has
-	// then is asked, once.
+	// then is asked, once. One that Is [ErrBusy] says that it has not asked.
 	Exchange(ctx context.Context, query []byte, network string) (answer []byte, err error)
 }
 

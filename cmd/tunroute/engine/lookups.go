@@ -43,7 +43,15 @@ func (r *resolver) LookupNetIP(ctx context.Context, network, host string) ([]net
 
 // Exchange implements dnsfake.Exchanger.
 func (r *resolver) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
-	return fromCurrent(r, func(c *resolve.Cache) ([]byte, error) { return c.Exchange(ctx, query, network) })
+	return exchanged(fromCurrent(r, func(c *resolve.Cache) ([]byte, error) { return c.Exchange(ctx, query, network) }))
+}
+
+// exchanged is what package resolve has answered, as dnsfake wants to hear it.
+func exchanged(answer []byte, err error) ([]byte, error) {
+	if errors.Is(err, resolve.ErrBusy) {
+		err = fmt.Errorf("%w: %w", dnsfake.ErrBusy, err)
+	}
+	return answer, err
 }
 
 // Recall implements dnsfake.Recaller.

@@ -205,7 +205,7 @@ var (
 
 // Exchange implements dnsfake.Exchanger.
 func (f *far) Exchange(ctx context.Context, query []byte, network string) ([]byte, error) {
-	return f.resolver.Exchange(f.flow(ctx, query), query, network)
+	return exchanged(f.resolver.Exchange(f.flow(ctx, query), query, network))
 }
 
 // Recall implements dnsfake.Recaller.
