@@ -170,16 +170,26 @@ func (q *query) message(id uint16, edns, padded bool) []byte {
 	return append(b, make([]byte, padding)...)
 }
 
-// questionOf returns the question section of a message with one question.
+// questionOf returns the question section of a message with one question. Its name is
+// the first of the message and stands there as it is: a pointer (RFC 1035 §4.1.4) could
+// only lead into the header, or to what comes behind, and be another name elsewhere.
 func questionOf(msg []byte) ([]byte, bool) {
 	if len(msg) < headerSize || binary.BigEndian.Uint16(msg[4:]) != 1 {
 		return nil, false
 	}
 	_, end, err := dns.UnpackDomainName(msg, headerSize)
-	if err != nil || len(msg)-end < 4 {
+	if err != nil || len(msg)-end < 4 || !uncompressed(msg[headerSize:end]) {
 		return nil, false
 	}
 	return msg[headerSize : end+4], true
+}
+
+// uncompressed reports whether a name on the wire has no pointer.
+func uncompressed(name []byte) bool {
+	for len(name) > 0 && name[0] < 0xc0 && int(name[0]) < len(name) {
+		name = name[1+int(name[0]):]
+	}
+	return len(name) == 0
 }
 
 // isAnswer reports whether answer is one to a message that asks question: the id,
