@@ -398,12 +398,14 @@ func wrap(s, indent string) string {
 	return strings.Join(append(lines, line), "\n"+indent)
 }
 
-// TestConfigPages reads the examples of docs/dns.md, docs/groups.md, docs/listen.md, docs/log.md, docs/limits.md and of the part of
+// TestConfigPages reads the examples of docs/dns.md, docs/groups.md, docs/listen.md, docs/log.md, docs/limits.md,
+// docs/coming.md and of the part of
 // docs/config.md that is written by hand, and compares the error that it shows with
 // the real one.
 func TestConfigPages(t *testing.T) {
 	t.Setenv("OFFICE_PASSWORD", "hunter2")
-	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/dns.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/listen.md"), blocks(t, "../docs/log.md"), blocks(t, "../docs/limits.md")) {
+	t.Setenv("PROXY_PASSWORD", "hunter2")
+	for _, block := range slices.Concat(blocks(t, "../docs/config.md"), blocks(t, "../docs/dns.md"), blocks(t, "../docs/groups.md"), blocks(t, "../docs/listen.md"), blocks(t, "../docs/log.md"), blocks(t, "../docs/limits.md"), blocks(t, "../docs/coming.md")) {
 		_, shown, hasError := strings.Cut(block[1], "```text\ntunroute.yaml:")
 		c, err := Parse("tunroute.yaml", []byte(block[0]))
 		switch {
