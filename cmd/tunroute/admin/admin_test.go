@@ -167,7 +167,7 @@ func TestSocketsOfOthers(t *testing.T) {
 	if err != nil {
 		t.Fatalf("beside a socket that was left behind: %v", err)
 	}
-	if _, err := Listen(path); !errors.Is(err, ErrInUse) {
+	if _, err := Listen(path); !errors.Is(err, engine.ErrInUse) {
 		t.Errorf("beside a daemon that answers: %v, want ErrInUse", err)
 	}
 	if err := os.Remove(path); err != nil {

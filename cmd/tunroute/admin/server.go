@@ -3,14 +3,14 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	"tunroute/cmd/tunroute/engine"
 )
 
 // NewHandler answers for d, which runs with the config at a path, and refuses who takes
@@ -72,85 +72,19 @@ func reply(w http.ResponseWriter, body any, err error) {
 	_ = json.NewEncoder(w).Encode(body) // or the client has gone
 }
 
-// ErrInUse says that another daemon answers at a path.
-var ErrInUse = errors.New("another daemon answers there")
-
 // socketMode lets in the user that the daemon runs as, and root.
 const socketMode = 0o600
 
-// Listen makes the socket at path, and its directory where there is none. A socket
-// that nobody answers at is one that was left behind, and is replaced; what is no
-// socket is left alone. Closing the listener removes it.
+// Listen is [engine.ListenUnix], and makes the directory where there is none.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if err := removeStale(path); err != nil {
+	l, err := engine.ListenUnix(path, socketMode)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	// Made where nobody else can come in the moment before its mode is right.
-	private, err := os.MkdirTemp(filepath.Dir(path), ".admin-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(private)
-	made := filepath.Join(private, "s")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	err = os.Chmod(made, socketMode)
-	if err == nil {
-		err = os.Rename(made, path)
-	}
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	at, err := os.Lstat(path)
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	return &socket{UnixListener: l, path: path, made: at}, nil
-}
-
-// removeStale removes the socket of a daemon that is gone.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return errors.New("there is a file that is no socket")
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		c.Close()
-		return ErrInUse
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
-}
-
-// socket removes its own file, and not that of another daemon that has taken its
-// place.
-type socket struct {
-	*net.UnixListener
-	path string
-	made os.FileInfo
-}
-
-func (s *socket) Close() error {
-	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.made) {
-		os.Remove(s.path)
-	}
-	return s.UnixListener.Close()
+	return l, nil
 }
 
 const (

@@ -3,13 +3,10 @@ package engine
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"syscall"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/router/flow"
@@ -62,31 +59,10 @@ func (e *Engine) listenSocks(ctx context.Context, opened *closers) (all []inboun
 
 func listenAt(ctx context.Context, l config.Listener) (net.Listener, error) {
 	var lc net.ListenConfig
-	path := l.At.Path
-	if path == "" {
+	if l.At.Path == "" {
 		return lc.Listen(ctx, "tcp", l.At.Addr.String())
 	}
-	// A socket that a killed process has left behind answers nobody. Anything else
-	// is not ours to remove.
-	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSocket != 0 {
-		conn, err := net.Dial("unix", path)
-		if err == nil {
-			conn.Close()
-			return nil, fmt.Errorf("somebody else listens there: %w", syscall.EADDRINUSE)
-		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			_ = os.Remove(path)
-		}
-	}
-	in, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, fs.FileMode(cmp.Or(l.Mode, defaultMode))); err != nil {
-		in.Close()
-		return nil, err
-	}
-	return in, nil
+	return ListenUnix(l.At.Path, fs.FileMode(cmp.Or(l.Mode, defaultMode)))
 }
 
 // defaultMode of a unix socket: for its owner.

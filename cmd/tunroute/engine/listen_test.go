@@ -374,7 +374,7 @@ rules: [{group: staff, inbound: local, via: direct}]
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Run(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+	if err := e.Run(t.Context()); !errors.Is(err, engine.ErrInUse) {
 		t.Errorf("a second server at the socket: %v", err)
 	}
 }
