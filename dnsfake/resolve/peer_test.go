@@ -248,6 +248,7 @@ func (p *peer) dial(ctx context.Context, tr Transport, network, addr string) (ne
 		case p.web <- server:
 			return client, nil
 		case <-ctx.Done():
+			server.Close() // the test may have ended, and closed those before it
 			return nil, ctx.Err()
 		}
 	}
