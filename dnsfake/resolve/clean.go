@@ -187,6 +187,11 @@ func clean(msg []byte, q *query, private bool) (*answer, error) {
 	if a.msg, err = m.Pack(); err != nil || len(a.msg) > maxMessage {
 		return nil, errMalformed // its names cannot be written
 	}
+	// A last record that ends before all its fields have come is read without a complaint,
+	// and may be written down as what nobody can read.
+	if m.Unpack(a.msg) != nil || slices.ContainsFunc(slices.Concat(m.Answer, m.Ns), isEmpty) {
+		return nil, errMalformed
+	}
 	if a.ttls, err = ttlsOf(a.msg); err != nil {
 		return nil, err
 	}
@@ -251,6 +256,12 @@ func leads(chain []string, name string, rr dns.RR) bool {
 	}
 	c, ok := rr.(*dns.CNAME)
 	return !ok || canonical(c.Target) == chain[i+1]
+}
+
+// isEmpty tells whether a record has no data, and is not of a type that may have none.
+func isEmpty(rr dns.RR) bool {
+	h := rr.Header()
+	return h.Rdlength == 0 && h.Rrtype != dns.TypeNULL && h.Rrtype != dns.TypeAPL
 }
 
 // typeOf returns the type of a record, and for a signature that of what it signs.

@@ -1,6 +1,8 @@
 package resolve
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -220,6 +222,52 @@ func TestIsPrivate(t *testing.T) {
 	} {
 		if got := IsPrivate(netip.MustParseAddr(text)); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestRecordsCutShort: a last record that ends before its data, or in the middle of it, is
+// no answer, though package dns reads it.
+func TestRecordsCutShort(t *testing.T) {
+	for _, tt := range []struct {
+		record string
+		cut    int
+	}{
+		{"www.test. 60 IN A 192.0.2.1", 4},
+		{"www.test. 60 IN AAAA 2001:db8::1", 16},
+		{"test. 60 IN SOA a. b. 1 2 3 4 5", 23}, // its second name too
+	} {
+		record, err := dns.NewRR(tt.record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := new(dns.Msg).SetQuestion("www.test.", record.Header().Rrtype)
+		query, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := parseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Response = true
+		if record.Header().Rrtype == dns.TypeSOA {
+			m.Ns = []dns.RR{record}
+		} else {
+			m.Answer = []dns.RR{record}
+		}
+		whole, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := clean(whole, &q, false); err != nil {
+			t.Errorf("%s: %v", tt.record, err)
+		}
+		short := bytes.Clone(whole[:len(whole)-tt.cut])
+		at := bytes.LastIndex(whole, []byte{0, 0, 0, 60}) + 4
+		binary.BigEndian.PutUint16(short[at:], binary.BigEndian.Uint16(short[at:])-uint16(tt.cut))
+		if a, err := clean(short, &q, false); err == nil {
+			t.Errorf("%s without its last %d octets: %x", tt.record, tt.cut, a.msg)
 		}
 	}
 }
