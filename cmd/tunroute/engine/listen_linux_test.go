@@ -1,13 +1,12 @@
 package engine_test
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -51,21 +50,7 @@ func markAt(t *testing.T, port uint16) int {
 func TestAssociationsAreMarked(t *testing.T) {
 	const mark = 0x7412
 	port := freePort(t) // of TCP; nobody has that of UDP
-	at := netip.AddrPortFrom(enginetest.Loopback, freePort(t))
-	ready := make(chan struct{})
-	e, err := engine.New(enginetest.Parse(t, "tun: off\nlisten: {socks: {at: %s, udp: {ports: %d, announce: 203.0.113.1}}}\nrules: [{via: direct}]\n", at, port), engine.Options{Mark: mark, Ready: func() { close(ready) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	var run sync.WaitGroup
-	run.Go(func() {
-		if err := e.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(func() { stop(); run.Wait() })
-	enginetest.Receive(t, "ready", ready)
+	at := serveWith(t, fmt.Sprintf("tun: off\nlisten: {socks: {at: SELF, udp: {ports: %d, announce: 203.0.113.1}}}\nrules: [{via: direct}]\n", port), engine.Options{Mark: mark})
 
 	c, err := net.Dial("tcp", at.String())
 	if err != nil {

@@ -42,9 +42,16 @@ func freePort(t *testing.T) uint16 {
 // is where it listens, which is returned.
 func serve(t *testing.T, cfg string) netip.AddrPort {
 	t.Helper()
+	return serveWith(t, cfg, engine.Options{})
+}
+
+// serveWith is serve with options but Ready.
+func serveWith(t *testing.T, cfg string, o engine.Options) netip.AddrPort {
+	t.Helper()
 	at := netip.AddrPortFrom(enginetest.Loopback, freePort(t))
 	ready := make(chan struct{})
-	e, err := engine.New(enginetest.Parse(t, "%s", strings.ReplaceAll(cfg, "SELF", at.String())), engine.Options{Ready: func() { close(ready) }})
+	o.Ready = func() { close(ready) }
+	e, err := engine.New(enginetest.Parse(t, "%s", strings.ReplaceAll(cfg, "SELF", at.String())), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -186,6 +186,20 @@ func ServeUDP(t testing.TB, ip netip.Addr, handle func(conn *net.UDPConn, from n
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
+// needIPv6 skips a test on a machine without ::1, and fails it where everything has to
+// run.
+func needIPv6(t testing.TB) {
+	t.Helper()
+	if hasIPv6(t) {
+		return
+	}
+	const reason = "no IPv6 on the loopback interface"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
 // hasIPv6 says whether this machine has ::1. Without it the tests of IPv6 are
 // left out, but not where everything has to run.
 func hasIPv6(t testing.TB) bool {

@@ -160,12 +160,7 @@ func (s suite) refusal(t *testing.T) {
 }
 
 func (s suite) ipv6(t *testing.T) {
-	if !hasIPv6(t) {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("no IPv6 on the loopback interface")
-		}
-		t.Skip("no IPv6 on the loopback interface")
-	}
+	needIPv6(t)
 	d := s.dialer(t)
 	target := flow.AddrTarget(Serve(t, loopback6, serveEcho))
 	if !s.NoIPv6 {

@@ -121,9 +121,7 @@ func (s suite) bindSuccess(t *testing.T) {
 }
 
 func (s suite) bindIPv6(t *testing.T) {
-	if !hasIPv6(t) {
-		t.Skip("no IPv6 on the loopback interface")
-	}
+	needIPv6(t)
 	d := s.dialer(t)
 	from := flow.Target{Addr: loopback6, Port: somePort}
 	if s.NoIPv6 {
