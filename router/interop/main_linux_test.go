@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/signal"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -27,9 +25,6 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
-	// What nohup started has hangups ignored, and so would all that the tests
-	// start; who catches them passes the default on.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	lab.Enter(binary.Build)
 	goleak.VerifyTestMain(m)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v4"
+
 	"tunroute/router/flow"
 	"tunroute/router/rule"
 )
@@ -75,14 +77,10 @@ func LoadAdmin(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := newSource(f.Name, f.Data)
-	root, err := src.parseYAML(f.Data)
+	c, d, root, err := begin(f)
 	if err != nil {
 		return nil, err
 	}
-	c := Default()
-	c.File = f.Name
-	d := &decoder{source: src}
 	for key, part := range map[string]any{"tun": &c.TUN, "admin": &c.Admin} {
 		if n := valueAt(root, key); n != root {
 			d.decode(n, reflect.ValueOf(part).Elem(), key)
@@ -109,15 +107,23 @@ func Parse(filename string, data []byte) (*Config, error) {
 	return parse(File{Name: filename, Data: data}, nil)
 }
 
-func parse(f File, look func(*Config) []Problem) (*Config, error) {
+// begin returns the defaults, to be filled from the root of a file by the decoder.
+func begin(f File) (*Config, *decoder, *yaml.Node, error) {
 	src := newSource(f.Name, f.Data)
 	root, err := src.parseYAML(f.Data)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	c := Default()
 	c.File = f.Name
-	d := &decoder{source: src}
+	return c, &decoder{source: src}, root, nil
+}
+
+func parse(f File, look func(*Config) []Problem) (*Config, error) {
+	c, d, root, err := begin(f)
+	if err != nil {
+		return nil, err
+	}
 	d.checkTags(root)
 	d.fields(root, reflect.ValueOf(c).Elem(), "the config")
 	d.link(c)

@@ -1,10 +1,7 @@
 package clients
 
 import (
-	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,9 +11,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// What nohup started has hangups ignored, and so would all that the tests
-	// start; who catches them passes the default on.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	lab.Enter(binary.Build)
 	goleak.VerifyTestMain(m)
 }

@@ -3,9 +3,7 @@ package company
 import (
 	"fmt"
 	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -24,9 +22,6 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
-	// What nohup started has hangups ignored, and so would all that the tests
-	// start; who catches them passes the default on.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	lab.Enter(binary.Build)
 	goleak.VerifyTestMain(m)
 }

@@ -46,6 +46,9 @@ const (
 // Where namespaces are forbidden the tests run all the same; those that call
 // [New] do not.
 func Enter(build func(dir string) error) {
+	// What nohup started has hangups ignored, and so would all that the tests
+	// start; who catches them passes the default on.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	switch os.Getenv(stageEnv) {
 	case "":
 		code, err := enter(build)
