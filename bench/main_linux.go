@@ -108,7 +108,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.DurationVar(&s.Long, "long", 10*time.Second, "of cells with 512 streams")
 	f.Int64Var(&s.Connects, "connects", 0, "connections in the cell connect, instead of as many as fit into -time")
 	f.IntVar(&s.Idle, "idle", 9500, "idle connections in the cell memory")
-	f.DurationVar(&s.Settle, "settle", 30*time.Second, "from their close to the last figure of memory")
+	f.DurationVar(&s.Settle, "settle", 30*time.Second, "from the last connection, and from the close of all, to a figure of memory")
 	f.Uint64Var(&s.Seed, "seed", rand.Uint64(), "of the bytes that are sent; a random one unless given")
 	f.Float64Var(&s.Others, "others", 100, "most `percent` of the machine that others may take during a run; with more it is done again")
 	f.StringVar(&s.json, "json", "", "`FILE` for all values")

@@ -52,19 +52,27 @@ func memory(ctx context.Context, m *measurement) error {
 		m.add(name, "MB", float64(u.RSS)/1e6)
 		m.add(fmt.Sprintf("each of %d", count), "KB", float64(u.RSS-idle.RSS)/1e3/float64(count))
 	}
-	if _, err := m.lab.load.Idle(load.IdleArgs{Way: m.way}); err != nil {
-		return err
+	settled := func(count int) (float64, error) {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(m.o.Settle):
+		}
+		u, err := m.usage()
+		return float64(u.RSS), err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(m.o.Settle):
-	}
-	u, err := m.usage()
+	rss, err := settled(m.o.Idle)
 	if err != nil {
 		return err
 	}
-	m.add(fmt.Sprintf("%v after", m.o.Settle), "MB", float64(u.RSS)/1e6)
+	m.add(fmt.Sprintf("%v later", m.o.Settle), "KB", (rss-float64(idle.RSS))/1e3/float64(m.o.Idle))
+	if _, err := m.lab.load.Idle(load.IdleArgs{Way: m.way}); err != nil {
+		return err
+	}
+	if rss, err = settled(0); err != nil {
+		return err
+	}
+	m.add(fmt.Sprintf("%v after", m.o.Settle), "MB", rss/1e6)
 	m.first(fmt.Sprintf("each of %d", m.o.Idle))
 	return nil
 }
