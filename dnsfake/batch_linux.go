@@ -50,6 +50,14 @@ func (p *peer) address(h *unix.Msghdr, nameLen uint32, controlLen uint64) {
 	h.SetControllen(int(controlLen))
 }
 
+// addr is the address of who asked.
+func (p *peer) addr() netip.Addr {
+	if p.name.Family == unix.AF_INET {
+		return netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&p.name)).Addr)
+	}
+	return netip.AddrFrom16(p.name.Addr)
+}
+
 // fromThere makes the address that was asked the source of the answer, by whichever
 // interface the routes have for it: what came is where a packet arrived.
 func (p *peer) fromThere() {
@@ -167,7 +175,7 @@ func (s *Server) later(ctx context.Context, forward *sync.WaitGroup, raw syscall
 	query = append([]byte(nil), query...)
 	nameLen, controlLen := h.Namelen, uint64(h.Controllen)
 	forward.Go(func() {
-		answer := s.Answer(ctx, query, "udp")
+		answer := s.Answer(WithClient(ctx, p.addr()), query, "udp")
 		if answer == nil {
 			return
 		}

@@ -71,10 +71,10 @@
 // # Limits and timeouts
 //
 // Leases: [PoolOptions.Max], some 90 octets each and the name. Questions at resolvers at
-// once: [Options.MaxForwards], beyond it SERVFAIL, but for those whose answer an
-// Exchanger knows ([Recaller]). TCP: 32 unanswered questions
-// per connection, 30 s of silence, 10 s for a client to take an answer, 1024
-// connections, 128 of them of one client ([Server.AdmitTCP]). UDP answers: what the client's EDNS offers, at
-// most 1232 octets, 512 without EDNS; longer ones are cut and marked TC. UDP questions: 4096 octets on
-// Linux, what is longer is cut.
+// once: [Options.MaxForwards], 192 of them of one client ([WithClient]), beyond it
+// SERVFAIL, but for those whose answer an Exchanger knows ([Recaller]). TCP: 32 unanswered
+// questions per connection, 30 s of silence, 10 s for a client to take an answer, 1024
+// connections, 128 of them of one client ([Server.AdmitTCP]). UDP answers: what the
+// client's EDNS offers, at most 1232 octets, 512 without EDNS; longer ones are cut and
+// marked TC. UDP questions: 4096 octets on Linux, what is longer is cut.
 package dnsfake

@@ -92,12 +92,11 @@ func (s *Server) ask(ctx context.Context, q *query, qtype uint16, network string
 			return s.readReply(answer, question)
 		}
 	}
-	select {
-	case s.waiting <- struct{}{}:
-		defer func() { <-s.waiting }()
-	default:
+	leave, ok := s.admitForward(ctx)
+	if !ok {
 		return reply{}, ErrBusy
 	}
+	defer leave()
 	answer, err := q.policy.Resolver.Exchange(ctx, msg, network)
 	if errors.Is(err, net.ErrClosed) && ctx.Err() == nil {
 		// As at a reload: there may be another.

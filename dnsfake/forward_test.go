@@ -382,6 +382,50 @@ func TestForwardsAreBounded(t *testing.T) {
 	}
 }
 
+// One client does not take all the questions that may wait, and its own are told apart by
+// its address alone.
+func TestClientsShareOfWaiting(t *testing.T) {
+	entered := make(chan struct{})
+	s := newServer(t, Options{Policy: policy(local, exchangerFunc(
+		func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
+			entered <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}))})
+	ctx, cancel := context.WithCancel(t.Context())
+	var asked sync.WaitGroup
+	waits := func(client string) bool {
+		t.Helper()
+		over := make(chan struct{})
+		asked.Go(func() {
+			defer close(over)
+			s.Answer(WithClient(ctx, netip.MustParseAddr(client)), question(t, "www.test.", dns.TypeA), "udp")
+		})
+		select {
+		case <-entered:
+			return true
+		case <-over:
+			return false
+		}
+	}
+	for i := range forwardsEach {
+		if !waits("192.0.2.1") {
+			t.Fatalf("question %d of one client does not wait", i)
+		}
+	}
+	if waits("192.0.2.1") || waits("::ffff:192.0.2.1") {
+		t.Error("one client has more than its share")
+	}
+	if !waits("192.0.2.2") {
+		t.Error("a question of another client does not wait")
+	}
+	cancel()
+	asked.Wait()
+	if s.waiting.taken() != 0 || len(s.waiting.of) != 0 {
+		t.Errorf("%d still wait, of %d clients", s.waiting.taken(), len(s.waiting.of))
+	}
+}
+
 // recaller knows the answer about one name.
 type recaller struct{ Exchanger }
 

@@ -44,7 +44,7 @@ const (
 // the client closed its direction is still answered.
 func (s *Server) ServeTCP(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(WithClient(ctx, clientOf(conn.RemoteAddr())))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
@@ -186,7 +186,7 @@ func (s *Server) serveOneByOne(ctx context.Context, conn net.PacketConn) error {
 			continue
 		}
 		msg := append([]byte(nil), buf[:n]...)
-		forward.Go(func() { send(conn, s.Answer(ctx, msg, "udp"), from) })
+		forward.Go(func() { send(conn, s.Answer(WithClient(ctx, clientOf(from)), msg, "udp"), from) })
 	}
 }
 
@@ -215,7 +215,7 @@ func (s *Server) serveListener(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		leave, ok := s.AdmitTCP(clientOf(conn))
+		leave, ok := s.AdmitTCP(clientOf(conn.RemoteAddr()))
 		if !ok {
 			conn.Close()
 			continue
@@ -228,10 +228,10 @@ func (s *Server) serveListener(ctx context.Context, l net.Listener) error {
 	return ctx.Err()
 }
 
-// clientOf returns the address of the client of a connection; the zero Addr where it
-// is none of IP.
-func clientOf(conn net.Conn) netip.Addr {
-	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+// clientOf returns the address of a client without its port; the zero Addr where it is
+// none of IP.
+func clientOf(a net.Addr) netip.Addr {
+	if a, ok := a.(interface{ AddrPort() netip.AddrPort }); ok {
 		return a.AddrPort().Addr()
 	}
 	return netip.Addr{}

@@ -228,7 +228,13 @@ func TestServeTCPEnds(t *testing.T) {
 }
 
 func TestServeOnSockets(t *testing.T) {
-	s := newServer(t, Options{Policy: policy(bySuffix, zone(t, "www.local.test. 300 IN A 192.0.2.1"))})
+	known := zone(t, "www.local.test. 300 IN A 192.0.2.1")
+	s := newServer(t, Options{Policy: policy(bySuffix, exchangerFunc(func(ctx context.Context, query []byte, network string) ([]byte, error) {
+		if client := ctx.Value(clientKey{}); client != netip.MustParseAddr("127.0.0.1") {
+			t.Errorf("by %s it is %v who asks", network, client)
+		}
+		return known.Exchange(ctx, query, network)
+	}))})
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -347,7 +353,7 @@ func TestServeTCPConnectionsAreShared(t *testing.T) {
 		}
 		return err == nil
 	}
-	idle := make([]net.Conn, tcpConnsPerSource)
+	idle := make([]net.Conn, tcpConnsEach)
 	for i := range idle {
 		if idle[i] = dial("127.0.0.2"); !answers(idle[i]) {
 			t.Fatalf("connection %d is closed", i)
@@ -376,7 +382,7 @@ func TestAdmitTCP(t *testing.T) {
 	var leave []func()
 	client := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
 	for i := range tcpConns {
-		l, ok := s.AdmitTCP(client(i / tcpConnsPerSource))
+		l, ok := s.AdmitTCP(client(i / tcpConnsEach))
 		if !ok {
 			t.Fatalf("connection %d is refused", i)
 		}

@@ -119,7 +119,7 @@ type Options struct {
 
 	// MaxForwards is how many questions wait for a resolver at once; one more
 	// fails at once, unless its answer is known. Zero means 1024. Each may hold a
-	// socket.
+	// socket. One client ([WithClient]) has 192 of them at most.
 	MaxForwards int
 
 	// TTL is how long clients may keep our answers, in whole seconds. Zero
@@ -139,15 +139,15 @@ type Server struct {
 	sameWay  func(a, b string) bool
 	ttl      uint32
 	log      *slog.Logger
-	waiting  chan struct{} // holds a token for each question at a resolver
-	queries  sync.Pool     // of *query, for AppendNow
+	waiting  quota     // questions at resolvers
+	queries  sync.Pool // of *query, for AppendNow
 
 	saving atomic.Int64 // questions that wait for their lease to be written
 
-	conns conns
+	conns quota // of TCP
 
-	// The pool's time of the last warning, of its exhaustion and of too many
-	// connections.
+	// The pool's time of the last warning, of its exhaustion and of a client that wants
+	// too much.
 	warned, crowded atomic.Int64
 
 	leased, owned, refused, forwarded, failed atomic.Uint64 // see Stats
@@ -186,7 +186,8 @@ func New(o Options) (*Server, error) {
 		sameWay:  o.SameWay,
 		ttl:      uint32(o.TTL / time.Second),
 		log:      o.Logger,
-		waiting:  make(chan struct{}, o.MaxForwards),
+		waiting:  quota{most: o.MaxForwards, each: forwardsEach},
+		conns:    quota{most: tcpConns, each: tcpConnsEach},
 	}
 	s.queries.New = func() any { return new(query) }
 	s.warned.Store(-int64(warnEvery))
@@ -212,7 +213,7 @@ func (s *Server) Stats() Stats {
 		Refused:   s.refused.Load(),
 		Forwarded: s.forwarded.Load(),
 		Failed:    s.failed.Load(),
-		Waiting:   len(s.waiting),
+		Waiting:   s.waiting.taken(),
 	}
 }
 
@@ -452,8 +453,8 @@ func (s *Server) warnExhausted(err error) {
 	}
 }
 
-func (s *Server) warnCrowd(client netip.Addr) {
+func (s *Server) warnCrowd(client netip.Addr, what string) {
 	if s.mayWarn(&s.crowded) {
-		s.log.Warn("dns", "src", client, "err", "too many TCP connections of this client, or of all")
+		s.log.Warn("dns", "src", client, "err", what)
 	}
 }

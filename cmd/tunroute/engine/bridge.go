@@ -6,6 +6,7 @@ import (
 	"sync"
 	"syscall"
 
+	"tunroute/dnsfake"
 	"tunroute/router"
 	"tunroute/router/relay"
 	"tunroute/router/udpnat"
@@ -137,7 +138,7 @@ func (b *bridge) serveDNS(src, dst netip.AddrPort, query []byte) {
 	query = append([]byte(nil), query...)
 	b.queries.Go(func() {
 		defer func() { <-b.dnsTokens }()
-		if answer := b.engine.dns.Answer(b.ctx, query, "udp"); answer != nil {
+		if answer := b.engine.dns.Answer(dnsfake.WithClient(b.ctx, src.Addr()), query, "udp"); answer != nil {
 			_ = b.WriteUDP(answer, dst, src)
 		}
 	})

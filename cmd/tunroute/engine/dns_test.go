@@ -3,12 +3,16 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/miekg/dns"
 
 	"tunroute/cmd/tunroute/config"
 	"tunroute/cmd/tunroute/engine"
@@ -158,6 +162,65 @@ func TestQuestionsByTCPAreBounded(t *testing.T) {
 	}
 	if _, err := l.Resolver("tcp", enginetest.AnyServer).LookupNetIP(enginetest.Within(t), "ip4", "www.test."); err != nil {
 		t.Errorf("another client: %v", err)
+	}
+}
+
+// TestQuestionsAreShared: a client whose questions nobody answers leaves the resolver to
+// others.
+func TestQuestionsAreShared(t *testing.T) {
+	const most = 192
+	heard := make(chan string, 4*most) // each question may be repeated
+	resolver := outboundtest.ServeUDP(t, enginetest.Loopback, func(c *net.UDPConn, from netip.AddrPort, b []byte) {
+		q := new(dns.Msg)
+		if q.Unpack(b) != nil || len(q.Question) != 1 {
+			return
+		}
+		if name := q.Question[0].Name; !strings.HasSuffix(name, "known.test.") {
+			heard <- name
+			return
+		}
+		answer, _ := new(dns.Msg).SetReply(q).Pack()
+		c.WriteToUDPAddrPort(answer, from)
+	})
+	l := enginetest.Start(t, "rules: [{via: direct}]\ndns: {resolvers: ['%s']}\n", resolver)
+	ask := func(c net.PacketConn, name string) {
+		t.Helper()
+		b, err := new(dns.Msg).SetQuestion(name, dns.TypeTXT).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		say(t, c, enginetest.AnyServer, string(b))
+	}
+	outcome := func(c net.PacketConn) string {
+		t.Helper()
+		text, _ := hear(t, c)
+		m := new(dns.Msg)
+		if err := m.Unpack([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		return m.Question[0].Name + " " + dns.RcodeToString[m.Rcode]
+	}
+	greedy := listen(t, l, true)
+	modest, err := l.Host.ListenUDP(netip.MustParseAddrPort("10.0.0.77:5300"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer modest.Close()
+	modest.SetDeadline(time.Now().Add(enginetest.Patience))
+	waiting := make(map[string]bool)
+	for i := range most {
+		ask(greedy, fmt.Sprintf("%d.test.", i))
+	}
+	for len(waiting) < most {
+		waiting[enginetest.Receive(t, "a question", heard)] = true
+	}
+	ask(greedy, "one.known.test.")
+	if got := outcome(greedy); got != "one.known.test. SERVFAIL" {
+		t.Errorf("the client of so many: %s", got)
+	}
+	ask(modest, "other.known.test.")
+	if got := outcome(modest); got != "other.known.test. NOERROR" {
+		t.Errorf("another client: %s", got)
 	}
 }
 
