@@ -125,9 +125,11 @@ func notDefault(t *testing.T, c *Config) string {
 	return out.String()
 }
 
+// dump returns a file that says what a config says, with all defaults and with
+// "[secret]" for passwords.
 func dump(t *testing.T, c *Config) []byte {
 	t.Helper()
-	text, err := c.YAML()
+	text, err := yaml.Dump(c, yaml.WithFlowSimpleCollections(), yaml.WithLineWidth(-1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,12 +9,6 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// YAML returns the config as a file that says the same, with all defaults and
-// with "[secret]" for passwords.
-func (c *Config) YAML() ([]byte, error) {
-	return yaml.Dump(c, yaml.WithFlowSimpleCollections(), yaml.WithLineWidth(-1))
-}
-
 // Same tells whether two parts of configs say the same, wherever their files say it.
 // Passwords are not compared.
 func Same(a, b any) bool {

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -165,10 +164,7 @@ func (b *builder) make(u *config.Upstream) (outbound.Dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	var secure *tls.Config
-	if u.Transport == config.TLS {
-		secure = &tls.Config{ServerName: u.ServerName, RootCAs: u.Roots}
-	}
+	secure := clientTLS(u)
 	users, err := flow.ParseTemplate(u.User)
 	if err != nil {
 		return nil, fmt.Errorf("a user that %w", err)

@@ -20,6 +20,15 @@ func serverTLS(files config.ListenTLS, log *slog.Logger) (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}, nil
 }
 
+// clientTLS returns the config of a TLS client of a server; nil where that is spoken to
+// without TLS.
+func clientTLS(u *config.Upstream) *tls.Config {
+	if u.Transport != config.TLS {
+		return nil
+	}
+	return &tls.Config{ServerName: u.ServerName, RootCAs: u.Roots}
+}
+
 // certificate is that of a listener.
 type certificate struct {
 	files config.ListenTLS

@@ -29,10 +29,10 @@ func Way(cfg *config.Config, name string) (func(ctx context.Context) (outbound.C
 	if err != nil {
 		return nil, err
 	}
-	if u.Transport != config.TLS {
+	secure := clientTLS(u)
+	if secure == nil {
 		return func(ctx context.Context) (outbound.Conn, error) { return via.DialTCP(ctx, u.Server) }, nil
 	}
-	secure := &tls.Config{ServerName: u.ServerName, RootCAs: u.Roots}
 	if secure.ServerName == "" {
 		secure.ServerName = u.Server.Host()
 	}
