@@ -1,6 +1,7 @@
 // Package servers runs servers that this project did not write, for tests: for SOCKS
 // dante, microsocks, openssh (its ssh -D) and shadowsocks (its ss-local), for HTTP's
-// CONNECT squid and tinyproxy, and stunnel, which puts TLS in front of any of them.
+// CONNECT squid and tinyproxy, and stunnel, which puts TLS in front of any of them. What
+// they lead to are vsftpd, for FTP, and caddy, for HTTP/3.
 //
 // Start at [Start]. Each server is a shell script of this directory that answers
 // start, stop and status, as rclone's test servers do; server.sh says which

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-//go:embed server.sh dante microsocks openssh shadowsocks squid stunnel tinyproxy vsftpd
+//go:embed server.sh caddy dante microsocks openssh shadowsocks squid stunnel tinyproxy vsftpd
 var scripts embed.FS
 
 // Kind is a server.
@@ -20,6 +20,7 @@ type Kind string
 
 // The servers.
 const (
+	Caddy       Kind = "caddy"       // no proxy: the web, by HTTP/3 too
 	Dante       Kind = "dante"       // SOCKS4, SOCKS5, UDP, BIND
 	Microsocks  Kind = "microsocks"  // SOCKS5, user and password; nothing else
 	OpenSSH     Kind = "openssh"     // ssh -D: SOCKS4, 4a, 5
@@ -34,6 +35,8 @@ const (
 // have them.
 func (k Kind) programs() map[string]string {
 	switch k {
+	case Caddy:
+		return map[string]string{"caddy": "caddy"}
 	case Dante:
 		return map[string]string{"danted": "dante-server"}
 	case Microsocks:
@@ -68,7 +71,7 @@ type Options struct {
 	// Config is more configuration: for Dante settings and rules of its
 	// file, for Microsocks options of the command, for OpenSSH lines of
 	// sshd_config, for Shadowsocks options of ss-local, for the others lines of their files; for Stunnel it has to
-	// say cert, key and connect, for Vsftpd anon_root.
+	// say cert, key and connect, for Vsftpd anon_root, for Caddy tls and respond.
 	Config string
 
 	// Within stands before the command, to run the server elsewhere:

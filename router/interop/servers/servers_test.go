@@ -12,8 +12,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Every server starts, takes a connection, and is gone at the end of its test;
-// two of a kind do not disturb each other. Stunnel is left to the tests that have a
-// certificate for it, and Vsftpd to those that have files.
+// two of a kind do not disturb each other. Caddy and Stunnel are left to the tests that
+// have a certificate for them, and Vsftpd to those that have files.
 func TestStartAndStop(t *testing.T) {
 	for _, kind := range []Kind{Dante, Microsocks, OpenSSH, Shadowsocks, Squid, Tinyproxy} {
 		// The greeting of SOCKS5, or what no proxy does.

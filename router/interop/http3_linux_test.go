@@ -1,0 +1,87 @@
+package interop
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tunroute/router/interop/lab"
+	"tunroute/router/interop/servers"
+	"tunroute/router/outbound/outboundtest"
+)
+
+// A browser that takes HTTP/3 and nothing else for an answer gets a page by QUIC: directly,
+// through a UDP ASSOCIATE of danted, and through that of one danted behind another.
+func TestHTTP3(t *testing.T) {
+	lab.Need(t, "chromium", "chromium")
+	l := newLab(t)
+	certificate, _, cert := outboundtest.Certificate(t, lab.PublicName)
+	der, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	dir := lab.Dir(t)
+	for name, text := range map[string][]byte{"cert.pem": cert, "key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, at := range []servers.Options{{Listen: lab.Target4(1)}, {Listen: lab.Target6(1)}} {
+		at.Port = 443
+		at.Config = fmt.Sprintf("tls %s/cert.pem %s/key.pem\nrespond \"{http.request.proto} from {http.request.remote.host}\"", dir, dir)
+		startServer(t, l, servers.Caddy, at)
+	}
+	first, second := "socks5h://"+startServer(t, l, servers.Dante, dante), "socks5h://"+startServer(t, l, servers.Dante, dante)
+	for _, tt := range []struct {
+		name    string
+		proxies []string
+		from    []string
+	}{
+		{"direct", nil, []string{lab.Host4.String(), lab.Host6.String()}},
+		{"danted", []string{first}, []string{lab.Proxy4.String(), lab.Proxy6.String()}},
+		{"danted behind danted", []string{first, second}, []string{lab.Proxy4.String(), lab.Proxy6.String()}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			home := lab.Dir(t)
+			args := []string{"exec", "-v"}
+			for _, p := range tt.proxies {
+				args = append(args, "--proxy", p)
+			}
+			args = append(args, "--", "timeout", "-s", "KILL", "150",
+				"chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
+				"--user-data-dir="+home, "--ignore-certificate-errors-spki-list="+base64.StdEncoding.EncodeToString(key[:]),
+				"--enable-quic", "--origin-to-force-quic-on="+lab.PublicName+":443", "--dump-dom", "https://"+lab.PublicName+"/")
+			r := run(t, l.Host, append([]string{"env", "HOME=" + home}, rootUser.tunroute(args...)...)...)
+			page := ""
+			for _, from := range tt.from {
+				if strings.Contains(r.Stdout, "HTTP/3.0 from "+from) {
+					page = r.Stdout
+				}
+			}
+			if page == "" {
+				t.Fatalf("status %d, %s\n%s", r.Status, r.Stdout, r.Stderr)
+			}
+			flow := ""
+			for line := range strings.Lines(r.Stderr) {
+				if strings.Contains(line, "net=udp") && strings.Contains(line, "dst="+lab.PublicName+":443 ") {
+					flow = line
+				}
+			}
+			if flow == "" {
+				t.Errorf("no flow of UDP:\n%s", r.Stderr)
+			}
+			t.Logf("%s%s", page, flow)
+		})
+	}
+}
