@@ -6,8 +6,10 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,11 +48,11 @@ func TestHTTP3(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		proxies []string
-		from    []string
+		from    []netip.Addr
 	}{
-		{"direct", nil, []string{lab.Host4.String(), lab.Host6.String()}},
-		{"danted", []string{first}, []string{lab.Proxy4.String(), lab.Proxy6.String()}},
-		{"danted behind danted", []string{first, second}, []string{lab.Proxy4.String(), lab.Proxy6.String()}},
+		{"direct", nil, []netip.Addr{lab.Host4, lab.Host6}},
+		{"danted", []string{first}, []netip.Addr{lab.Proxy4, lab.Proxy6}},
+		{"danted behind danted", []string{first, second}, []netip.Addr{lab.Proxy4, lab.Proxy6}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			home := lab.Dir(t)
@@ -62,14 +64,17 @@ func TestHTTP3(t *testing.T) {
 				"chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
 				"--user-data-dir="+home, "--ignore-certificate-errors-spki-list="+base64.StdEncoding.EncodeToString(key[:]),
 				"--enable-quic", "--origin-to-force-quic-on="+lab.PublicName+":443", "--dump-dom", "https://"+lab.PublicName+"/")
-			r := run(t, l.Host, append([]string{"env", "HOME=" + home}, rootUser.tunroute(args...)...)...)
-			page := ""
-			for _, from := range tt.from {
-				if strings.Contains(r.Stdout, "HTTP/3.0 from "+from) {
-					page = r.Stdout
-				}
+			args = append([]string{"env", "HOME=" + home}, rootUser.tunroute(args...)...)
+			reached := func(r lab.Result) bool {
+				return slices.ContainsFunc(tt.from, func(a netip.Addr) bool { return strings.Contains(r.Stdout, "HTTP/3.0 from "+a.String()) })
 			}
-			if page == "" {
+			r := run(t, l.Host, args...)
+			// Where the machine stands still, the browser gives a handshake up.
+			for try := 1; try < 4 && !reached(r); try++ {
+				t.Logf("status %d, %s\n%s", r.Status, r.Stdout, r.Stderr)
+				r = run(t, l.Host, args...)
+			}
+			if !reached(r) {
 				t.Fatalf("status %d, %s\n%s", r.Status, r.Stdout, r.Stderr)
 			}
 			flow := ""
@@ -81,7 +86,7 @@ func TestHTTP3(t *testing.T) {
 			if flow == "" {
 				t.Errorf("no flow of UDP:\n%s", r.Stderr)
 			}
-			t.Logf("%s%s", page, flow)
+			t.Logf("%s%s", r.Stdout, flow)
 		})
 	}
 }
