@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,17 +23,13 @@ func TestHTTP3(t *testing.T) {
 	lab.Need(t, "chromium", "chromium")
 	l := newLab(t)
 	certificate, _, cert := outboundtest.Certificate(t, lab.PublicName)
-	der, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	dir := lab.Dir(t)
-	for name, text := range map[string][]byte{"cert.pem": cert, "key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+	for name, text := range map[string][]byte{"cert.pem": cert, "key.pem": outboundtest.Key(t, certificate)} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -2,8 +2,6 @@ package outbound_test
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -153,13 +151,8 @@ func TestThirdPartyHTTP(t *testing.T) {
 // RST behind a refusal, for which stunnel forgets the refusal now and then.
 func TestThirdPartyTLS(t *testing.T) {
 	cert, trust, text := outboundtest.Certificate(t, "localhost")
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	file := filepath.Join(t.TempDir(), "pem")
-	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
+	if err := os.WriteFile(file, append(text, outboundtest.Key(t, cert)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ssh := servers.Start(t, servers.OpenSSH, servers.Options{})

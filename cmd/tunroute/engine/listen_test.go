@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -309,11 +308,7 @@ func TestListenerTransports(t *testing.T) {
 	}
 	newCertificate := func() *x509.CertPool {
 		pair, trust, text := outboundtest.Certificate(t, "localhost")
-		der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		write("key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+		write("key.pem", string(outboundtest.Key(t, pair)))
 		write("cert.pem", string(text))
 		return trust
 	}

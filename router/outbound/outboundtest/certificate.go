@@ -37,3 +37,14 @@ func Certificate(t testing.TB, names ...string) (tls.Certificate, *x509.CertPool
 	pool.AppendCertsFromPEM(text)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool, text
 }
+
+// Key returns the private key of a certificate as PEM, for programs that read it from a
+// file.
+func Key(t testing.TB, c tls.Certificate) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
