@@ -216,6 +216,24 @@ func TestNothingHappensAtImport(t *testing.T) {
 	}
 }
 
+// Nothing calls methods by names that the linker cannot know: it would keep every method
+// of every type then, and the program was a quarter larger when one line did so (a template
+// of text/template, for --version). Cobra's own templates are left alone for this reason.
+func TestUnusedMethodsAreLeftOut(t *testing.T) {
+	out, err := exec.Command("go", "build", "-o", os.DevNull, "-ldflags=-dumpdep", ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !bytes.Contains(out, []byte("main.main -> ")) {
+		t.Fatalf("the linker does not tell what needs what:\n%.1000s", out)
+	}
+	for line := range bytes.Lines(out) {
+		if who, _, ok := bytes.Cut(line, []byte(" <ReflectMethod> -> ")); ok {
+			t.Fatalf("%s calls methods by names that nobody knows before", who)
+		}
+	}
+}
+
 func TestTopLevelIsAsAskedFor(t *testing.T) {
 	want := []string{"tun", "stack", "dnsfake", "router", "cmd", "bench", "go.mod", "go.sum", "README.md"}
 	cmd := exec.Command("git", "ls-tree", "--name-only", "HEAD")

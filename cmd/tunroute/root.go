@@ -31,7 +31,6 @@ at the far end.`,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.Version = version()
-	root.SetVersionTemplate("tunroute {{.Version}}\n")
 	root.SetHelpCommand(newHelp())
 	root.AddCommand(newExec(), newRun(), newCheck(), newExplain(), newProbe(),
 		newStatus(), newFlows(), newDNS(), newLeases(), newReload(), newPasswd(), newVersion(),
