@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/miekg/dns"
 )
 
 const (
@@ -121,7 +123,8 @@ func parseResolvConf(text string) Conf {
 				fields = fields[:2]
 			}
 			for _, d := range fields[1:] {
-				if d = canonical(d); d != "" && d != "." {
+				d = canonical(d)
+				if _, ok := dns.IsDomainName(d); ok && !strings.HasSuffix(d, ".") { // not the root, nor "lan.."
 					conf.Search = append(conf.Search, d)
 				}
 			}

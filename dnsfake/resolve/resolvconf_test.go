@@ -52,6 +52,7 @@ func TestSearchList(t *testing.T) {
 		{"search a.test\ndomain b.test c.test", "www", "[www.b.test www]"},
 		{"domain b.test\nsearch a.test", "www", "[www.a.test www]"},
 		{"search .", "www", "[www]"},
+		{"search lan.. a..test .b.test c.test", "www", "[www.c.test www]"},
 		{"search", "www", "[www]"},
 		{" search a.test", "www", "[www]"},
 	} {
