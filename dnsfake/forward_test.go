@@ -353,12 +353,7 @@ func TestLocalThenRemoteDoesNotPartTheFamilies(t *testing.T) {
 func TestForwardsAreBounded(t *testing.T) {
 	const limit = 3
 	entered := make(chan struct{})
-	s := newServer(t, Options{MaxForwards: limit, Policy: policy(local, exchangerFunc(
-		func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
-			entered <- struct{}{}
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}))})
+	s := newServer(t, Options{MaxForwards: limit, Policy: policy(local, silent(entered))})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range limit {
@@ -382,16 +377,20 @@ func TestForwardsAreBounded(t *testing.T) {
 	}
 }
 
+// silent is a resolver that says of each question that it has come, and answers none.
+func silent(entered chan<- struct{}) Exchanger {
+	return exchangerFunc(func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
+		entered <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+}
+
 // One client does not take all the questions that may wait, and its own are told apart by
 // its address alone.
 func TestClientsShareOfWaiting(t *testing.T) {
 	entered := make(chan struct{})
-	s := newServer(t, Options{Policy: policy(local, exchangerFunc(
-		func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
-			entered <- struct{}{}
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}))})
+	s := newServer(t, Options{Policy: policy(local, silent(entered))})
 	ctx, cancel := context.WithCancel(t.Context())
 	var asked sync.WaitGroup
 	waits := func(client string) bool {
@@ -442,16 +441,12 @@ func (recaller) Recall(_ context.Context, query []byte) ([]byte, bool) {
 // reason for a lease.
 func TestKnownAnswersDoNotWait(t *testing.T) {
 	entered := make(chan struct{})
-	silent := recaller{exchangerFunc(func(ctx context.Context, _ []byte, _ string) ([]byte, error) {
-		entered <- struct{}{}
-		<-ctx.Done()
-		return nil, ctx.Err()
-	})}
+	never := recaller{silent(entered)}
 	s := newServer(t, Options{MaxForwards: 1, Policy: func(name string) Policy {
 		if name == "both.test" {
-			return Policy{Mode: LocalThenRemote, Resolver: silent}
+			return Policy{Mode: LocalThenRemote, Resolver: never}
 		}
-		return Policy{Mode: Local, Resolver: silent}
+		return Policy{Mode: Local, Resolver: never}
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
