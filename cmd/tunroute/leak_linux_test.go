@@ -275,30 +275,31 @@ func runWatched(t *testing.T, config string, argv, env []string) (string, *captu
 		t.Fatal(err)
 	}
 	enginetest.Eventually(t, "the shell starts", func() bool { return strings.Contains(out.String(), "watch me") })
-	inside := sniff(t, fmt.Sprintf("/proc/%d/ns/net", lastChild(t, cmd.Process.Pid)))
+	inside := sniff(t, fmt.Sprintf("/proc/%d/ns/net", elsewhere(cmd.Process.Pid)))
 	io.WriteString(stdin, "\n")
 	stdin.Close()
 	err = cmd.Wait()
 	return fmt.Sprintf("%s\n%v", out.String(), err), inside
 }
 
-// lastChild returns the descendant of a process that has none itself.
-func lastChild(t *testing.T, pid int) int {
-	t.Helper()
-	for {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-		child := 0
-		for _, f := range files {
-			b, _ := os.ReadFile(f)
-			if list := strings.Fields(string(b)); len(list) > 0 {
-				child, _ = strconv.Atoi(list[len(list)-1])
+// elsewhere returns a descendant of a process that is in another network namespace than
+// this one, in which the router stays; 0 where there is none.
+func elsewhere(pid int) int {
+	here, _ := os.Readlink("/proc/thread-self/ns/net")                      // the first thread may be where sniff went
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // of each thread its own
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		for _, word := range strings.Fields(string(b)) {
+			child, _ := strconv.Atoi(word)
+			if there, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", child)); err == nil && there != here {
+				return child
+			}
+			if found := elsewhere(child); found != 0 {
+				return found
 			}
 		}
-		if child == 0 {
-			return pid
-		}
-		pid = child
 	}
+	return 0
 }
 
 // syncBuffer is a buffer for a process that writes and a test that reads.
@@ -321,8 +322,11 @@ func (s *syncBuffer) String() string {
 
 // capture is what passes all interfaces of a network namespace.
 type capture struct {
-	mu sync.Mutex
-	to []string // where packets of DNS were going
+	raw syscall.RawConn
+
+	mu  sync.Mutex // guards what follows
+	to  []string   // where packets of DNS were going
+	buf [1 << 16]byte
 }
 
 // dnsPorts are those of DNS, of DNS over TLS and QUIC, of mDNS and of LLMNR.
@@ -360,26 +364,38 @@ func sniff(t *testing.T, namespace string) *capture {
 		t.Fatal(err)
 	case fd = <-opened:
 	}
-	c := new(capture)
 	f := os.NewFile(uintptr(fd), "capture")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &capture{raw: raw}
 	done := make(chan struct{})
 	t.Cleanup(func() { f.Close(); <-done })
 	go func() {
 		defer close(done)
-		buf := make([]byte, 1<<16)
-		for {
-			n, err := f.Read(buf)
-			if err != nil {
-				return
-			}
-			if to, ok := dnsPacket(buf[:n]); ok {
-				c.mu.Lock()
-				c.to = append(c.to, to)
-				c.mu.Unlock()
-			}
-		}
+		_ = raw.Read(func(fd uintptr) bool { c.take(int(fd)); return false }) // until it is closed
 	}()
 	return c
+}
+
+// take takes in all that has come.
+func (c *capture) take(fd int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for failed := 0; failed < 8; {
+		n, _, err := unix.Recvfrom(fd, c.buf[:], unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN {
+			return
+		}
+		if err != nil { // as that an interface has gone: told once, before what came by it
+			failed++
+			continue
+		}
+		if to, ok := dnsPacket(c.buf[:n]); ok {
+			c.to = append(c.to, to)
+		}
+	}
 }
 
 // dnsPacket returns where a packet of DNS is going.
@@ -404,8 +420,10 @@ func dnsPacket(p []byte) (string, bool) {
 	return netip.AddrPortFrom(to, port).String(), slices.Contains(dnsPorts, port)
 }
 
-// questions returns where packets of DNS were going so far, each once.
+// questions returns where packets of DNS were going so far, each once: those of a program
+// that has ended are all among them.
 func (c *capture) questions() []string {
+	_ = c.raw.Control(func(fd uintptr) { c.take(int(fd)) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Compact(slices.Sorted(slices.Values(c.to)))
